@@ -1,0 +1,32 @@
+"""What the package does, by name: build, add, load, list, show, verify, export.
+
+Names are resolved and parts joined here; the command line and the package root only pass arguments on.
+"""
+
+from __future__ import annotations
+
+from uws_store.api.family import Family, load_model, open_family
+from uws_store.api.inspect import FamilySummary, ModelSummary, is_model, list_families, list_models, show
+from uws_store.api.publish import AddResult, BuildResult, ModelResult, add, build
+from uws_store.api.restore import ExportResult, VerifyResult, export, verify
+
+__all__ = [
+    "AddResult",
+    "BuildResult",
+    "ExportResult",
+    "Family",
+    "FamilySummary",
+    "ModelResult",
+    "ModelSummary",
+    "VerifyResult",
+    "add",
+    "build",
+    "export",
+    "is_model",
+    "list_families",
+    "list_models",
+    "load_model",
+    "open_family",
+    "show",
+    "verify",
+]

@@ -1,0 +1,195 @@
+"""Looking at what a registry holds, without reconstructing anything."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+from uws_store import layout
+from uws_store.api.family import open_family, open_registry
+from uws_store.errors import NotFoundError
+from uws_store.model import read_document
+from uws_store.registry import FamilyState, ModelEntry, Registry
+
+__all__ = ["FamilySummary", "ModelSummary", "is_model", "list_families", "list_models", "show"]
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySummary:
+    """A family in numbers.
+
+    Attributes
+    ----------
+    name : str
+        The family.
+    tasks : int
+        Tasks that have a version.
+    versions : int
+        Versions in all.
+    basis_revision : int
+        The newest.
+    basis_bytes, models_bytes : int
+        Everything stored: all basis revisions; all versions of all models.
+    """
+
+    name: str
+    tasks: int
+    versions: int
+    basis_revision: int
+    basis_bytes: int
+    models_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """One version of a task.
+
+    Attributes
+    ----------
+    family, task : str
+        Names.
+    version, basis_revision : int
+        Numbers.
+    exact : bool
+        Whether it can be loaded bit-identical.
+    size_bytes, compact_bytes, private_bytes, source_bytes : int
+        All its objects; those of the compact tier; the private tensors among these; the source checkpoint.
+    bits_per_parameter : float
+        Of the compact tier, metadata counted, private tensors not, over basis-coded parameters.
+    rel_error : float
+        ``||W - W'|| / ||W||`` over basis-coded weights, from the record.
+    worst_tensors : tuple of (str, float)
+        The coded tensors with the largest relative errors.
+    private_tensors : tuple of str
+        Names of what is kept byte for byte.
+    published : str
+        When, by the publisher's clock.
+    digest : str
+        Its name in the store.
+    """
+
+    family: str
+    task: str
+    version: int
+    basis_revision: int
+    exact: bool
+    size_bytes: int
+    compact_bytes: int
+    private_bytes: int
+    source_bytes: int
+    bits_per_parameter: float
+    rel_error: float
+    worst_tensors: tuple[tuple[str, float], ...]
+    private_tensors: tuple[str, ...]
+    published: str
+    digest: str
+
+
+def list_families(*, registry: str | Registry | None = None) -> tuple[FamilySummary, ...]:
+    """Summarise every family of a registry, by name."""
+    state = open_registry(registry).state()
+    return tuple(_summary(state.families[name]) for name in sorted(state.families))
+
+
+def list_models(pattern: str = "*", *, registry: str | Registry | None = None) -> tuple[ModelEntry, ...]:
+    """List the newest version of every task whose ``family/task`` or family matches a shell pattern.
+
+    Parameters
+    ----------
+    pattern : str
+        For example ``"vit*"`` or ``"vit-digits/task-0?"``.
+    """
+    state = open_registry(registry).state()
+    found: list[ModelEntry] = []
+    for family in sorted(state.families):
+        for task in sorted(state.families[family].tasks):
+            entry = state.families[family].tasks[task].latest
+            if entry is not None and (
+                fnmatch.fnmatchcase(family, pattern) or fnmatch.fnmatchcase(f"{family}/{task}", pattern)
+            ):
+                found.append(entry)
+    return tuple(found)
+
+
+def is_model(family: str, task: str, *, registry: str | Registry | None = None) -> bool:
+    """Whether a family has a task (which may be ``task@version``)."""
+    try:
+        open_family(family, registry=registry).resolve(task)
+    except NotFoundError:
+        return False
+    return True
+
+
+def show(
+    family: str, task: str | None = None, *, registry: str | Registry | None = None
+) -> tuple[FamilySummary, tuple[ModelSummary, ...]]:
+    """Describe a family and its models, or one of them.
+
+    Parameters
+    ----------
+    family : str
+        The family.
+    task : str, optional
+        One task, which may be ``task@version``; all tasks' newest versions when absent.
+
+    Returns
+    -------
+    FamilySummary, tuple of ModelSummary
+        Costs two requests per model.
+    """
+    opened = open_family(family, registry=registry)
+    state = opened.registry.state(refresh=False).family(family)
+    if task is not None:
+        entries = [opened.resolve(task)]
+    else:
+        entries = [latest for name in opened.tasks() if (latest := state.tasks[name].latest) is not None]
+    models: list[ModelSummary] = []
+    for entry in entries:
+        basis = opened.basis(entry.basis_digest)
+        prefix = layout.model_prefix(family, entry.digest)
+        document = read_document(opened.registry.storage, prefix, digest=entry.digest)
+        residual = sum(
+            array.size_bytes + len(layout.array_metadata(array))
+            for width in (16, 32, 64)
+            if (array := document.residual(width)) is not None
+        )
+        private = document.private_bytes.size_bytes if document.private_bytes else 0
+        compact = entry.size_bytes - residual
+        kept = {record.name for record in document.private} | set(document.absent)
+        coded = [name for name in basis.table if name in basis.slots and name not in kept]
+        errors = sorted(zip(coded, document.error_list(), strict=True), key=lambda pair: -pair[1])
+        models.append(
+            ModelSummary(
+                family=family,
+                task=entry.task,
+                version=entry.version,
+                basis_revision=entry.basis_revision,
+                exact=entry.exact,
+                size_bytes=entry.size_bytes,
+                compact_bytes=compact,
+                private_bytes=private,
+                source_bytes=document.source.size_bytes,
+                bits_per_parameter=8 * (compact - private) / max(1, basis.coded_parameters),
+                rel_error=document.rel_error,
+                worst_tensors=tuple(errors[:3]),
+                private_tensors=tuple(record.name for record in document.private),
+                published=entry.time,
+                digest=entry.digest,
+            )
+        )
+    return _summary(state), tuple(models)
+
+
+def _summary(state: FamilyState) -> FamilySummary:
+    latest = state.latest_basis
+    entries = list(state.models())
+    # Versions with the same content share their objects.
+    distinct = {entry.digest: entry.size_bytes for entry in entries}
+    return FamilySummary(
+        name=state.name,
+        tasks=sum(bool(task.versions) for task in state.tasks.values()),
+        versions=len(entries),
+        basis_revision=latest.revision if latest else 0,
+        basis_bytes=sum(basis.size_bytes for basis in state.bases.values()),
+        models_bytes=sum(distinct.values()),
+    )

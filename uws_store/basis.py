@@ -1,0 +1,434 @@
+"""A basis in memory: the tensor table joined with its numbers, and the canonical prediction of one tensor.
+
+Shared by the builder, which encodes against it, and the loader, which decodes; those two do not know each other.
+Owns the coding order, the read groups and the significance order. Knows nothing about models' objects or names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from uws_store import canonical, layout
+from uws_store.canonical import Side, Step
+from uws_store.dtypes import DTYPES, DType
+from uws_store.entropy import significance_order
+from uws_store.errors import FormatError, NotFoundError
+from uws_store.metadata.arrays import ArrayRecord
+from uws_store.metadata.basis import BasisDocument, SideRecord, StepRecord, TensorRecord
+from uws_store.metadata.group import from_group_bytes
+from uws_store.storage import Storage
+from uws_store.store import ArrayReader
+from uws_store.subspace import QuantisedSide, side_from_integers, side_shape
+
+__all__ = ["ARRAYS", "Basis", "Group", "Slot", "TensorBasis", "step_of"]
+
+ARRAYS = ("mean", "left", "right", "exponents", "profile", "shared")
+"""Names of a basis's arrays."""
+
+
+def step_of(record: StepRecord) -> Step:
+    """Make the step that a document records."""
+    return Step(record.mantissa, record.exponent)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one coded tensor's numbers lie in the packed arrays: a running sum in coding order.
+
+    Attributes
+    ----------
+    record : TensorRecord
+        The row of the table.
+    core_shape : tuple of int
+        Left columns x right columns.
+    mean, left, right, exponents, profile : tuple of int
+        Start and stop in each packed array.
+    core_offset : int
+        Start among the concatenated cores of its read group, before sorting.
+    """
+
+    record: TensorRecord
+    core_shape: tuple[int, int]
+    mean: tuple[int, int]
+    left: tuple[int, int]
+    right: tuple[int, int]
+    exponents: tuple[int, int]
+    profile: tuple[int, int]
+    core_offset: int
+
+    @property
+    def coefficients(self) -> int:
+        """Coefficients of the tensor's core."""
+        return self.core_shape[0] * self.core_shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A read group: tensors whose coefficients are sorted together and read together.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Its tensors in table order.
+    start, stop : int
+        Its range in the core array; ``start`` is a multiple of the inner chunk.
+    coefficients : int
+        Coefficients in use; the rest of the range is padding zeros.
+    """
+
+    names: tuple[str, ...]
+    start: int
+    stop: int
+    coefficients: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBasis:
+    """The numbers of one coded tensor.
+
+    Attributes
+    ----------
+    record : TensorRecord
+        Its row of the table.
+    mean_integers : torch.Tensor
+        int32, (m x n): the mean is ``mean_integers * 2**-record.mean_grid``.
+    left, right : Side or None
+        Factors; None is the identity.
+    """
+
+    record: TensorRecord
+    mean_integers: torch.Tensor
+    left: Side | None
+    right: Side | None
+
+    def mean(self) -> torch.Tensor:
+        """The mean as float64, (m x n); exact."""
+        assert self.record.mean_grid is not None
+        return self.mean_integers.to(torch.float64) * math.ldexp(1.0, -self.record.mean_grid)
+
+    def predict(self, core_pq: torch.Tensor | None, *, step: Step, dtype: DType) -> torch.Tensor:
+        """Reconstruct the tensor canonically, in its own shape and the given dtype.
+
+        Parameters
+        ----------
+        core_pq : torch.Tensor or None
+            Whole numbers, float64, (p x q); None stands for zeros.
+        step : Step
+            The model's step.
+        dtype : DType
+            The model's dtype of this tensor.
+        """
+        values = self.mean()
+        if core_pq is not None:
+            assert self.record.shift is not None
+            values = values + canonical.reconstruct(
+                core_pq, left=self.left, right=self.right, step=step, shift=self.record.shift
+            )
+        return canonical.round_to_dtype(values, dtype).reshape(self.record.shape)
+
+    def is_exact(self, core_pq: torch.Tensor, *, step: Step) -> bool:
+        """Prove that canonical reconstruction of this core cannot round anywhere."""
+        assert self.record.mean_grid is not None
+        assert self.record.shift is not None
+        peak = float(self.mean_integers.abs().max()) if self.mean_integers.numel() else 0.0
+        bound = canonical.exactness_bound(
+            core_pq,
+            left=self.left,
+            right=self.right,
+            step=step,
+            shift=self.record.shift,
+            mean_bound=math.ldexp(peak, -self.record.mean_grid),
+            mean_grid=self.record.mean_grid,
+        )
+        return bound < canonical.EXACT_LIMIT
+
+    def to(self, device: torch.device) -> TensorBasis:
+        """Copy to a device."""
+        return TensorBasis(
+            self.record,
+            self.mean_integers.to(device),
+            self.left.to(device) if self.left else None,
+            self.right.to(device) if self.right else None,
+        )
+
+
+def _side_extent(record: SideRecord | None, size: int) -> tuple[int, int, int]:
+    """Stored integers, stored exponents and columns of a side."""
+    if record is None:
+        return 0, 0, size
+    entries, columns = side_shape(size, record.block, record.rank)
+    return entries, columns, columns
+
+
+class Basis:
+    """A basis, its numbers read when they are first needed; threads may share it.
+
+    Parameters
+    ----------
+    document : BasisDocument
+        The table and the arrays' records.
+    digest : str
+        SHA-256, hex, of the group document: the basis's name.
+    readers : mapping of str to ArrayReader
+        One for each array that is not empty.
+    """
+
+    def __init__(self, document: BasisDocument, *, digest: str, readers: Mapping[str, ArrayReader]) -> None:
+        self.document = document
+        self.digest = digest
+        self._readers = readers
+        self._whole: dict[str, npt.NDArray[np.generic]] = {}
+        self._tensors: dict[str, TensorBasis] = {}
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}
+        self._lock = threading.RLock()
+        self.table: dict[str, TensorRecord] = {tensor.name: tensor for tensor in document.tensors}
+        self.slots, self.groups = _lay_out(document)
+        self.shared_offsets = _shared_offsets(document)
+        self._check_lengths()
+
+    @classmethod
+    def open(cls, storage: Storage, prefix: str, *, digest: str) -> Basis:
+        """Open a stored basis: one request for its document.
+
+        Raises
+        ------
+        FormatError
+            When the document is missing, damaged or not the one that ``digest`` names.
+        """
+        where = f"{storage.url}/{prefix}/{layout.GROUP_PATH}"
+        try:
+            data = storage.read(f"{prefix}/{layout.GROUP_PATH}", start=0, end=None)
+        except NotFoundError as error:
+            raise FormatError(f"{where}: the basis is missing", kind="format/missing-object") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != digest:
+            raise FormatError(f"{where}: SHA-256 is {found}; the document is damaged", kind="format/digest")
+        document = from_group_bytes(BasisDocument, data, where=where)
+        readers = {
+            name: ArrayReader(storage, prefix, name=name, record=record)
+            for name in ARRAYS
+            if (record := array_record(document, name)) is not None
+        }
+        return cls(document, digest=digest, readers=readers)
+
+    @property
+    def coded_parameters(self) -> int:
+        """Elements of all basis-coded tensors."""
+        return sum(slot.record.numel for slot in self.slots.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the basis's arrays, without the metadata documents."""
+        records = (array_record(self.document, name) for name in ARRAYS)
+        return sum(record.size_bytes for record in records if record is not None)
+
+    def prefetch(self) -> None:
+        """Read every array whole, one request per shard; later reads are served from memory."""
+        with self._lock:
+            for name, reader in self._readers.items():
+                if name not in self._whole:
+                    self._whole[name] = reader.read()
+
+    def _read(self, name: str, start: int, stop: int) -> npt.NDArray[np.generic]:
+        if start == stop:
+            return np.zeros(0, np.int16)
+        whole = self._whole.get(name)
+        if whole is not None:
+            return whole[start:stop]
+        return self._readers[name].read(start, stop)
+
+    def _small(self, name: str) -> npt.NDArray[np.generic]:
+        """An array that is small and always needed: read once, whole."""
+        with self._lock:
+            if name not in self._whole and name in self._readers:
+                self._whole[name] = self._readers[name].read()
+            return self._whole.get(name, np.zeros(0, np.int16))
+
+    def tensor(self, name: str) -> TensorBasis:
+        """Numbers of one coded tensor; the first touch reads those of its whole read group."""
+        with self._lock:
+            found = self._tensors.get(name)
+            if found is None:
+                group = self.slots[name].record.group
+                assert group is not None
+                self._load_group(self.groups[group])
+                found = self._tensors[name]
+            return found
+
+    def _load_group(self, group: Group) -> None:
+        first, last = self.slots[group.names[0]], self.slots[group.names[-1]]
+        mean = self._read("mean", first.mean[0], last.mean[1])
+        left = self._read("left", first.left[0], last.left[1])
+        right = self._read("right", first.right[0], last.right[1])
+        exponents = self._small("exponents")[first.exponents[0] : last.exponents[1]]
+        for name in group.names:
+            slot = self.slots[name]
+            m, n = slot.record.matrix
+            integers = mean[slot.mean[0] - first.mean[0] : slot.mean[1] - first.mean[0]]
+            split = slot.exponents[0] - first.exponents[0]
+            left_columns = _side_extent(slot.record.left, m)[1]
+            end = slot.exponents[1] - first.exponents[0]
+            self._tensors[name] = TensorBasis(
+                slot.record,
+                torch.from_numpy(integers.astype(np.int32)).reshape(m, n),
+                _side(
+                    slot.record.left,
+                    m,
+                    left[slot.left[0] - first.left[0] : slot.left[1] - first.left[0]],
+                    exponents[split : split + left_columns],
+                    name,
+                ),
+                _side(
+                    slot.record.right,
+                    n,
+                    right[slot.right[0] - first.right[0] : slot.right[1] - first.right[0]],
+                    exponents[split + left_columns : end],
+                    name,
+                ),
+            )
+
+    def profile(self, name: str) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
+        """Row and column classes of one coded tensor, int16 (p,) and (q,)."""
+        slot = self.slots[name]
+        whole = self._small("profile")[slot.profile[0] : slot.profile[1]].astype(np.int16)
+        return whole[: slot.core_shape[0]], whole[slot.core_shape[0] :]
+
+    def order(self, group: int) -> npt.NDArray[np.int64]:
+        """Significance order of a read group (see :func:`uws_store.entropy.significance_order`)."""
+        with self._lock:
+            found = self._orders.get(group)
+            if found is None:
+                found = significance_order([self.profile(name) for name in self.groups[group].names])
+                if len(found) <= 1 << 22:
+                    self._orders[group] = found
+            return found
+
+    def shared_bytes(self, name: str) -> bytes:
+        """Bytes of a shared tensor."""
+        start, stop = self.shared_offsets[name]
+        return self._read("shared", start, stop).tobytes() if stop > start else b""
+
+    def _check_lengths(self) -> None:
+        """Compare what the table needs with what the arrays hold; nothing is allocated before this."""
+        last = list(self.slots.values())[-1] if self.slots else None
+        needed = {
+            "mean": last.mean[1] if last else 0,
+            "left": last.left[1] if last else 0,
+            "right": last.right[1] if last else 0,
+            "exponents": last.exponents[1] if last else 0,
+            "profile": last.profile[1] if last else 0,
+            "shared": max((stop for _, stop in self.shared_offsets.values()), default=0),
+        }
+        dtypes = dict.fromkeys(ARRAYS, "int16") | {"mean": "int32", "shared": "uint8"}
+        for name in ARRAYS:
+            record = array_record(self.document, name)
+            found = record.length if record else 0
+            if found != needed[name]:
+                raise FormatError(
+                    f"basis {self.digest[:12]}: the table needs {needed[name]} elements of {name!r}, its array has {found}",
+                    kind="format/table",
+                )
+            if record is not None and record.dtype != dtypes[name]:
+                raise FormatError(
+                    f"basis {self.digest[:12]}: {name!r} is {record.dtype}, expected {dtypes[name]}",
+                    kind="format/table",
+                )
+        length = self.groups[-1].stop if self.groups else 0
+        if self.document.core_length != length:
+            raise FormatError(
+                f"basis {self.digest[:12]}: the table needs a core of {length}, the document says "
+                f"{self.document.core_length}",
+                kind="format/table",
+            )
+
+
+def array_record(document: BasisDocument, name: str) -> ArrayRecord | None:
+    """The record of one of a basis's arrays."""
+    return {
+        "mean": document.mean,
+        "left": document.left,
+        "right": document.right,
+        "exponents": document.exponents,
+        "profile": document.profile,
+        "shared": document.shared,
+    }[name]
+
+
+def _side(
+    record: SideRecord | None,
+    size: int,
+    integers: npt.NDArray[np.generic],
+    exponents: npt.NDArray[np.generic],
+    name: str,
+) -> Side | None:
+    if record is None:
+        return None
+    stored = QuantisedSide(
+        size,
+        record.block,
+        record.rank,
+        torch.from_numpy(integers.astype(np.int16)),
+        torch.from_numpy(exponents.astype(np.int16)),
+    )
+    if int(stored.exponents.max()) > 60 or int(stored.exponents.min()) < -60:
+        raise FormatError(f"{name}: a factor's exponent is beyond 60", kind="format/table")
+    return side_from_integers(stored)
+
+
+def _lay_out(document: BasisDocument) -> tuple[dict[str, Slot], tuple[Group, ...]]:
+    """Derive every offset from the table: coding order is by read group, then by table order."""
+    coded = [tensor for tensor in document.tensors if tensor.mode == "coded"]
+    members: dict[int, list[TensorRecord]] = {}
+    for tensor in coded:
+        assert tensor.group is not None
+        members.setdefault(tensor.group, []).append(tensor)
+    slots: dict[str, Slot] = {}
+    groups: list[Group] = []
+    at = dict.fromkeys(("mean", "left", "right", "exponents", "profile"), 0)
+
+    def take(name: str, count: int) -> tuple[int, int]:
+        at[name] += count
+        return at[name] - count, at[name]
+
+    core_start = 0
+    for index in sorted(members):
+        offset = 0
+        for tensor in members[index]:
+            m, n = tensor.matrix
+            left_entries, left_exponents, p = _side_extent(tensor.left, m)
+            right_entries, right_exponents, q = _side_extent(tensor.right, n)
+            slots[tensor.name] = Slot(
+                record=tensor,
+                core_shape=(p, q),
+                mean=take("mean", m * n),
+                left=take("left", left_entries),
+                right=take("right", right_entries),
+                exponents=take("exponents", left_exponents + right_exponents),
+                profile=take("profile", p + q),
+                core_offset=offset,
+            )
+            offset += p * q
+        padded = -(-offset // document.core_chunk) * document.core_chunk
+        names = tuple(tensor.name for tensor in members[index])
+        groups.append(Group(names, core_start, core_start + padded, offset))
+        core_start += padded
+    return slots, tuple(groups)
+
+
+def _shared_offsets(document: BasisDocument) -> dict[str, tuple[int, int]]:
+    offsets: dict[str, tuple[int, int]] = {}
+    at = 0
+    for tensor in document.tensors:
+        if tensor.mode == "shared":
+            size = tensor.numel * DTYPES[tensor.dtype].size_bytes
+            offsets[tensor.name] = (at, at + size)
+            at += size
+    return offsets

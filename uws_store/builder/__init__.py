@@ -1,0 +1,21 @@
+"""Making: a basis from a zoo, and a model's objects from a checkpoint and a basis."""
+
+from __future__ import annotations
+
+from uws_store.builder.build import BuiltBasis, Progress, build_basis, encode_within
+from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
+from uws_store.builder.members import Members
+from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity
+
+__all__ = [
+    "DEFAULT_FIDELITY",
+    "AnalysisCache",
+    "BuiltBasis",
+    "EncodedModel",
+    "Fidelity",
+    "Members",
+    "Progress",
+    "build_basis",
+    "encode_model",
+    "encode_within",
+]

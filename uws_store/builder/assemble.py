@@ -1,0 +1,189 @@
+"""Putting fitted tensors together: the tensor table, read groups, the packed arrays of a basis.
+
+Owns the grids that are chosen at build time. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from uws_store import layout
+from uws_store.basis import ARRAYS
+from uws_store.builder.fit import TensorFit
+from uws_store.builder.members import Members, TensorSurvey
+from uws_store.canonical import Step
+from uws_store.config import tool_version
+from uws_store.metadata.arrays import ArrayRecord
+from uws_store.metadata.basis import BasisDocument, BuildRecord, SideRecord, StepRecord, TensorRecord
+from uws_store.metadata.group import to_group_bytes
+from uws_store.store import encode_array
+from uws_store.subspace import QuantisedSide
+from uws_store.tensor_bytes import bytes_of
+
+__all__ = ["assemble_basis"]
+
+_MEAN_LIMIT = float(2**31 - 1)
+_SMALL_CHUNK = 1 << 17
+
+
+def assemble_basis(
+    members: Members,
+    surveys: Sequence[TensorSurvey],
+    fits: Sequence[TensorFit],
+    *,
+    step: Step,
+    options: tuple[tuple[str, str], ...],
+) -> tuple[BasisDocument, bytes, dict[str, bytes]]:
+    """Make the document, the group bytes and the objects of a basis.
+
+    Returns
+    -------
+    document : BasisDocument
+        The basis's document.
+    group : bytes
+        Its Zarr group document.
+    objects : dict of str to bytes
+        Every object below the basis's folder, the group document last.
+    """
+    # A mean that would not fit 32 bits on its grid belongs to a tensor of another scale than the zoo's: private.
+    means = {fit.survey.name: _mean_on_grid(fit, step) for fit in fits}
+    coded = {fit.survey.name: fit for fit in fits if means[fit.survey.name] is not None}
+    groups = _read_groups([coded[survey.name] for survey in surveys if survey.name in coded])
+    rows = tuple(_row(survey, coded.get(survey.name), step, groups) for survey in surveys)
+    order = sorted(
+        (survey.name for survey in surveys if survey.name in coded), key=lambda name: groups[name]
+    )  # stable: coding order is by group, then by table
+    values = _arrays(members, rows, [coded[name] for name in order], means)
+    encoded = {
+        name: encode_array(
+            array,
+            chunk=layout.PRIVATE_CHUNK if name == "shared" else _SMALL_CHUNK,
+            page=None if name == "shared" else layout.page_for(len(array)),
+        )
+        for name, array in values.items()
+        if len(array)
+    }
+    counts = [
+        sum(coded[name].coefficients for name in order if groups[name] == g) for g in range(_count(groups))
+    ]
+    chunk = layout.core_chunk_for(max(counts, default=1))
+    records: dict[str, ArrayRecord] = {name: array.record for name, array in encoded.items()}
+    document = BasisDocument(
+        architecture=members.report.digest,
+        step=StepRecord(mantissa=step.mantissa, exponent=step.exponent),
+        core_length=sum(-(-count // chunk) * chunk for count in counts),
+        core_chunk=chunk,
+        core_page=layout.page_for(chunk),
+        residual_chunk=layout.RESIDUAL_CHUNK,
+        tensors=rows,
+        mean=records.get("mean"),
+        left=records.get("left"),
+        right=records.get("right"),
+        exponents=records.get("exponents"),
+        profile=records.get("profile"),
+        shared=records.get("shared"),
+        build=BuildRecord(
+            models=len(members.checkpoints),
+            sources=members.sources_digest(),
+            tool=tool_version(),
+            pcodec=version("pcodec"),
+            options=options,
+        ),
+    )
+    group = to_group_bytes(document)
+    objects = {
+        f"{name}/{path}": data
+        for name in ARRAYS
+        if name in encoded
+        for path, data in encoded[name].objects.items()
+    }
+    objects[layout.GROUP_PATH] = group
+    return document, group, objects
+
+
+def _mean_on_grid(fit: TensorFit, step: Step) -> tuple[torch.Tensor, int] | None:
+    """Round the mean to the power of two at or below half the step; None when that does not fit 32 bits."""
+    grid = -math.floor(math.log2(step.value / 2))
+    whole = torch.round(fit.mean * math.ldexp(1.0, grid))
+    if not bool(whole.abs().max() < _MEAN_LIMIT) or abs(grid) > 1000:
+        return None
+    return whole.to(torch.int32), grid
+
+
+def _read_groups(coded: Sequence[TensorFit]) -> dict[str, int]:
+    """Number the read groups: large tensors alone, small ones pooled, in the order in which they begin."""
+    groups: dict[str, int] = {}
+    pool: int | None = None
+    held = count = 0
+    for fit in coded:
+        size = fit.coefficients
+        if size >= layout.GROUP_COEFFICIENTS:
+            groups[fit.survey.name] = count
+            count += 1
+            continue
+        if pool is None or held + size > layout.POOL_COEFFICIENTS:
+            pool, held = count, 0
+            count += 1
+        groups[fit.survey.name] = pool
+        held += size
+    return groups
+
+
+def _count(groups: dict[str, int]) -> int:
+    return max(groups.values(), default=-1) + 1
+
+
+def _row(survey: TensorSurvey, fit: TensorFit | None, step: Step, groups: dict[str, int]) -> TensorRecord:
+    if fit is None:
+        return TensorRecord(
+            name=survey.name,
+            shape=survey.shape,
+            dtype=survey.dtype,
+            mode="private" if survey.mode == "coded" else survey.mode,  # type: ignore[arg-type]
+            tied_to=survey.tied_to,
+        )
+    return TensorRecord(
+        name=survey.name,
+        shape=survey.shape,
+        dtype=survey.dtype,
+        mode="coded",
+        left=_side_record(fit.left),
+        right=_side_record(fit.right),
+        mean_grid=-math.floor(math.log2(step.value / 2)),
+        shift=0,
+        group=groups[survey.name],
+    )
+
+
+def _side_record(side: QuantisedSide | None) -> SideRecord | None:
+    return SideRecord(block=side.block, rank=side.rank) if side else None
+
+
+def _arrays(
+    members: Members,
+    rows: Sequence[TensorRecord],
+    fits: Sequence[TensorFit],
+    means: dict[str, tuple[torch.Tensor, int] | None],
+) -> dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]:
+    parts: dict[str, list[np.ndarray[tuple[int], np.dtype[np.generic]]]] = {name: [] for name in ARRAYS}
+    for fit in fits:
+        mean = means[fit.survey.name]
+        assert mean is not None
+        parts["mean"].append(mean[0].reshape(-1).numpy())
+        for name, side in (("left", fit.left), ("right", fit.right)):
+            if side is not None:
+                parts[name].append(side.integers.numpy())
+                parts["exponents"].append(side.exponents.numpy())
+        parts["profile"] += [fit.rows.numpy(), fit.columns.numpy()]
+    for row in rows:
+        if row.mode == "shared":
+            checkpoint = next(iter(members.checkpoints.values()))
+            parts["shared"].append(np.frombuffer(bytes_of(checkpoint.read(row.name)), np.uint8))
+    return {
+        name: np.concatenate(arrays) if arrays else np.zeros(0, np.uint8) for name, arrays in parts.items()
+    }

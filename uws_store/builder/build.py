@@ -1,0 +1,209 @@
+"""Building a basis: survey, plan, fit, search the step, assemble.
+
+Owns the order of the phases. Writes nothing: the result is a document and objects, held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from uws_store import layout
+from uws_store.basis import Basis, step_of
+from uws_store.builder.assemble import assemble_basis
+from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
+from uws_store.builder.fit import TensorFit, fit_tensor
+from uws_store.builder.members import Members, TensorSurvey
+from uws_store.builder.search import Fidelity, find_step, first_step
+from uws_store.canonical import Step
+from uws_store.storage import MemoryStorage
+
+__all__ = ["BuiltBasis", "Progress", "build_basis", "encode_within"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the phase's name, what is done and what there is to do."""
+
+_SAMPLED_MODELS = 8
+_SAMPLED_COEFFICIENTS = 1 << 27
+_TRIMS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltBasis:
+    """A basis ready to be published.
+
+    Attributes
+    ----------
+    basis : Basis
+        Open, over objects in memory.
+    objects : dict of str to bytes
+        Path below the basis's folder to bytes; the group document comes last.
+    surveys : tuple of TensorSurvey
+        Every tensor of the architecture.
+    fits : tuple of TensorFit
+        The coded ones, in coding order.
+    """
+
+    basis: Basis
+    objects: dict[str, bytes]
+    surveys: tuple[TensorSurvey, ...]
+    fits: tuple[TensorFit, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all objects."""
+        return sum(len(data) for data in self.objects.values())
+
+
+def build_basis(
+    members: Members,
+    *,
+    fidelity: Fidelity,
+    expect_models: int | None = None,
+    progress: Progress | None = None,
+) -> BuiltBasis:
+    """Derive a basis from a zoo.
+
+    Parameters
+    ----------
+    members : Members
+        The opened zoo.
+    fidelity : Fidelity
+        What the step is searched for.
+    expect_models : int, optional
+        Models the family is planned for, when more than the zoo has.
+    progress : callable, optional
+        See :data:`Progress`.
+
+    Returns
+    -------
+    BuiltBasis
+        The same zoo and options give the same bytes on one kind of machine.
+    """
+    report: Progress = progress or (lambda _phase, _done, _total: None)
+    surveys: list[TensorSurvey] = []
+    for survey in members.survey():
+        surveys.append(survey)
+        report("reading", len(surveys), len(members.report.majority))
+    coded = [survey for survey in surveys if survey.mode == "coded"]
+    models = max(expect_models or 0, len(members.checkpoints))
+    parameters = sum(math.prod(survey.shape) for survey in coded)
+    zoo = _Zoo(
+        members,
+        tuple(surveys),
+        models,
+        tuple(_sample(list(members.checkpoints), parameters)),
+        (("expect-models", str(models)), ("fidelity", str(fidelity))),
+    )
+    change_energy = sum(survey.change_energy for survey in coded)
+    if not coded:
+        return zoo.assemble([], Step(128, -7))
+    energy = sum(survey.energy for survey in coded)
+    if change_energy == 0.0:
+        # Members differ in dtype or in the sign of zeros alone: nothing to plan for, only a grid for the mean.
+        return zoo.assemble(zoo.fit(1.0, report), Step.nearest(2.0**-14 * math.sqrt(energy / parameters) or 1.0))
+    overhead = _overhead_bytes(len(surveys))
+    guess = first_step(fidelity, energy=energy, change_energy=change_energy, parameters=parameters)
+    fits = zoo.fit(guess, report)
+    found = find_step(fits, fidelity, start=guess, overhead_bytes=overhead)
+    if not 0.7 < found / guess < 1.4:
+        # The plan was made for another step: once more, for this one.
+        fits = zoo.fit(found, report)
+        found = find_step(fits, fidelity, start=found, overhead_bytes=overhead)
+    built = zoo.assemble(fits, Step.nearest(found))
+    return zoo.trim_bits(built, fidelity) if fidelity.kind == "bits" else built
+
+
+def encode_within(
+    basis: Basis, encode: Callable[[Step], EncodedModel], *, step: Step, fidelity: Fidelity
+) -> EncodedModel:
+    """Encode a model, and again with finer steps until a promised relative error holds.
+
+    Parameters
+    ----------
+    basis : Basis
+        For its coded parameters.
+    encode : callable
+        Encodes the model at a step.
+    step : Step
+        Where to begin.
+    fidelity : Fidelity
+        Only ``rel-error`` is a promise per model; other kinds are encoded once.
+    """
+    model = encode(step)
+    while (
+        fidelity.kind == "rel-error" and model.document.rel_error > fidelity.value and basis.coded_parameters
+    ):
+        ratio = min(0.98, 0.995 * fidelity.value / model.document.rel_error)
+        step = Step.nearest(step.value * ratio)
+        model = encode(step)
+    return model
+
+
+def _sample(tasks: Sequence[str], parameters: int) -> list[str]:
+    count = max(1, min(_SAMPLED_MODELS, len(tasks), _SAMPLED_COEFFICIENTS // max(1, parameters)))
+    picked = np.linspace(0, len(tasks) - 1, count).round().astype(int)
+    return [tasks[index] for index in picked]
+
+
+def _overhead_bytes(tensors: int) -> float:
+    """A model's metadata before one exists to be measured."""
+    return 1800.0 + 14.0 * tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Zoo:
+    """What every phase after the survey needs."""
+
+    members: Members
+    surveys: tuple[TensorSurvey, ...]
+    models: int
+    sampled: tuple[str, ...]
+    options: tuple[tuple[str, str], ...]
+
+    def fit(self, step: float, report: Progress) -> list[TensorFit]:
+        """Fit every coded tensor for a step."""
+        coded = [survey for survey in self.surveys if survey.mode == "coded"]
+        fits: list[TensorFit] = []
+        for survey in coded:
+            fits.append(fit_tensor(self.members, survey, step=step, models=self.models, sampled=self.sampled))
+            report("fitting", len(fits), len(coded))
+        return fits
+
+    def assemble(self, fits: Sequence[TensorFit], step: Step) -> BuiltBasis:
+        """Put the basis together and open it from its own bytes."""
+        document, group, objects = assemble_basis(
+            self.members, self.surveys, fits, step=step, options=self.options
+        )
+        digest = hashlib.sha256(group).hexdigest()
+        storage = MemoryStorage("build")
+        prefix = layout.basis_prefix("build", digest)
+        for path, data in objects.items():
+            storage.put_if_absent(f"{prefix}/{path}", data)
+        basis = Basis.open(storage, prefix, digest=digest)
+        basis.prefetch()
+        assert basis.document == document
+        return BuiltBasis(basis, objects, self.surveys, tuple(fits))
+
+    def trim_bits(self, built: BuiltBasis, fidelity: Fidelity) -> BuiltBasis:
+        """Correct the step by what models really take, metadata and all."""
+        for _ in range(_TRIMS):
+            step = step_of(built.basis.document.step)
+            analyses = AnalysisCache(built.basis)
+            encoded = [
+                encode_model(built.basis, self.members.checkpoints[task], step=step, analyses=analyses)
+                for task in self.sampled
+            ]
+            bits = sum(model.bits_per_parameter(built.basis) for model in encoded) / len(encoded)
+            if 0.985 * fidelity.value <= bits <= fidelity.value:
+                break
+            # Around one bit, a step that is r times larger takes about r**0.9 times fewer bits.
+            found = Step.nearest(step.value * (bits / (0.995 * fidelity.value)) ** (1 / 0.9))
+            if found == step:
+                break
+            built = self.assemble(built.fits, found)
+        return built

@@ -1,0 +1,331 @@
+"""Encoding one model against a finished basis: integers, private tensors, residual, digests, errors.
+
+Owns the decision, tensor by tensor, whether a model's tensor goes through the basis or is kept byte for byte. Every
+prediction is made by the same canonical code that a reader runs, so what is recorded is what will be loaded. Writes
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from uws_store import layout
+from uws_store.basis import Basis, step_of
+from uws_store.builder.transform import Analysis
+from uws_store.canonical import Step
+from uws_store.checkpoint import Checkpoint, TensorInfo
+from uws_store.dtypes import DTYPES
+from uws_store.errors import InvalidInputError
+from uws_store.metadata.basis import StepRecord, TensorRecord
+from uws_store.metadata.group import to_group_bytes
+from uws_store.metadata.model import DigestRecord, ModelDocument, PrivateRecord, ScoreRecord, SourceRecord
+from uws_store.quantize import quantise
+from uws_store.residual import residual_dtype, residual_of
+from uws_store.store import EncodedArray, encode_array
+from uws_store.tensor_bytes import bytes_of, digest_of
+
+__all__ = ["AnalysisCache", "EncodedModel", "encode_model"]
+
+_SOURCE_METADATA_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedModel:
+    """A model ready to be published.
+
+    Attributes
+    ----------
+    document : ModelDocument
+        Its record.
+    digest : str
+        SHA-256, hex, of its group document: its name.
+    objects : dict of str to bytes
+        Path below the model's folder to bytes; the group document comes last.
+    notices : tuple of str
+        What the user should know: tensors kept private and why.
+    """
+
+    document: ModelDocument
+    digest: str
+    objects: dict[str, bytes]
+    notices: tuple[str, ...]
+
+    @property
+    def compact_bytes(self) -> int:
+        """Bytes of everything that the compact tier needs, metadata included."""
+        return sum(len(data) for path, data in self.objects.items() if not path.startswith("residual"))
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes of the private tensors as stored, reported beside the bits."""
+        array = self.document.private_bytes
+        return array.size_bytes if array else 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all objects."""
+        return sum(len(data) for data in self.objects.values())
+
+    def bits_per_parameter(self, basis: Basis) -> float:
+        """Bits of the compact tier per basis-coded parameter: core, metadata and record, without private tensors."""
+        return 8 * (self.compact_bytes - self.private_bytes) / max(1, basis.coded_parameters)
+
+
+class AnalysisCache:
+    """The analyses of a basis's tensors, made once and shared by the models that are encoded together."""
+
+    def __init__(self, basis: Basis) -> None:
+        self._basis = basis
+        self._made: dict[str, Analysis] = {}
+
+    def get(self, name: str) -> Analysis:
+        """The analysis of one tensor."""
+        found = self._made.get(name)
+        if found is None:
+            found = self._made[name] = Analysis.of(self._basis.tensor(name))
+        return found
+
+
+def encode_model(
+    basis: Basis,
+    checkpoint: Checkpoint,
+    *,
+    step: Step | None = None,
+    exact: bool = False,
+    analyses: AnalysisCache | None = None,
+    scores: tuple[ScoreRecord, ...] = (),
+) -> EncodedModel:
+    """Encode a checkpoint against a basis.
+
+    Parameters
+    ----------
+    basis : Basis
+        The basis of the model's architecture.
+    checkpoint : Checkpoint
+        The source.
+    step : Step, optional
+        Quantiser step; the basis's own when absent.
+    exact : bool
+        Whether to add the residual that makes every tensor bit-identical.
+    analyses : AnalysisCache, optional
+        Shared between models.
+    scores : tuple of ScoreRecord
+        Measured scores for the record.
+
+    Raises
+    ------
+    UwsError
+        What the checkpoint's reader raises.
+    """
+    work = _Encoding(
+        basis=basis,
+        checkpoint=checkpoint,
+        step=step or step_of(basis.document.step),
+        exact=exact,
+        analyses=analyses or AnalysisCache(basis),
+    )
+    for record in basis.document.tensors:
+        info = checkpoint.tensors.get(record.name)
+        if info is None:
+            work.absent.append(record.name)
+        else:
+            work.encode(record, info)
+    for name, info in checkpoint.tensors.items():
+        if name not in basis.table:
+            work.keep(info, checkpoint.read(name), None)
+    return work.assemble(scores)
+
+
+@dataclass(slots=True)
+class _Encoding:
+    """One model's encoding: its arguments, and what accumulates while the tensors go by."""
+
+    basis: Basis
+    checkpoint: Checkpoint
+    step: Step
+    exact: bool
+    analyses: AnalysisCache
+    cores: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
+    private: list[tuple[PrivateRecord, bytes]] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    compact_digests: dict[str, bytes] = field(default_factory=dict)
+    exact_digests: dict[str, bytes] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    residuals: dict[str, npt.NDArray[np.unsignedinteger]] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    error_energy: float = 0.0
+    energy: float = 0.0
+
+    def keep(self, info: TensorInfo, tensor: torch.Tensor, why: str | None) -> None:
+        """Keep a tensor byte for byte; say why when nobody would expect it."""
+        record = PrivateRecord(name=info.name, shape=info.shape, dtype=info.dtype.name)
+        self.private.append((record, bytes_of(tensor)))
+        self._digest(info.name, digest_of(tensor))
+        if why is not None:
+            self.notices.append(f"{info.name} is kept byte for byte: {why}")
+
+    def _digest(self, name: str, digest: bytes) -> None:
+        self.compact_digests[name] = self.exact_digests[name] = digest
+
+    def encode(self, record: TensorRecord, info: TensorInfo) -> None:
+        """Encode one tensor of the table."""
+        tensor = self.checkpoint.read(record.name)
+        if info.shape != record.shape:
+            self.keep(info, tensor, f"its shape is {info.shape}, the family's {record.shape}")
+        elif record.mode == "private":
+            self.keep(info, tensor, None)
+        elif record.mode == "shared":
+            data = bytes_of(tensor)
+            if info.dtype.name == record.dtype and data == self.basis.shared_bytes(record.name):
+                self._digest(record.name, hashlib.sha256(data).digest())
+            else:
+                self.keep(info, tensor, "it differs from the value that all models of the basis share")
+        elif record.mode == "tied":
+            if not self._is_tied(record, info, tensor):
+                self.keep(info, tensor, f"it is not tied to {record.tied_to} here")
+        elif not info.dtype.is_float:
+            self.keep(info, tensor, f"it is {info.dtype.name}")
+        elif not bool(torch.isfinite(tensor.to(torch.float64)).all()):
+            self.keep(info, tensor, "it holds NaN or infinity")
+        else:
+            self._encode_coded(record, info, tensor)
+
+    def _is_tied(self, record: TensorRecord, info: TensorInfo, tensor: torch.Tensor) -> bool:
+        assert record.tied_to is not None
+        target = self.checkpoint.tensors.get(record.tied_to)
+        if target is None or (target.shape, target.dtype) != (info.shape, info.dtype):
+            return False
+        return digest_of(self.checkpoint.read(record.tied_to)) == digest_of(tensor)
+
+    def _encode_coded(self, record: TensorRecord, info: TensorInfo, tensor: torch.Tensor) -> None:
+        numbers = self.basis.tensor(record.name)
+        assert record.shift is not None
+        values = tensor.to(torch.float64).reshape(record.matrix)
+        coefficients = self.analyses.get(record.name).coefficients(values - numbers.mean())
+        try:
+            core = quantise(coefficients, self.step.value * 2.0**-record.shift)
+        except InvalidInputError:
+            self.keep(info, tensor, "a coefficient is beyond the range of the core")
+            return
+        if not numbers.is_exact(core, step=self.step):
+            self.keep(info, tensor, "its values are too large for exact arithmetic at this step")
+            return
+        prediction = numbers.predict(core, step=self.step, dtype=info.dtype)
+        error = float((prediction.to(torch.float64) - tensor.to(torch.float64)).square().sum())
+        energy = float(values.square().sum())
+        self.error_energy += error
+        self.energy += energy
+        self.errors[record.name] = relative_error(error, energy)
+        self.cores[record.name] = core.to(torch.int32).numpy()
+        self.compact_digests[record.name] = digest_of(prediction)
+        self.exact_digests[record.name] = digest_of(tensor)
+        if info.dtype.name != record.dtype:
+            self.dtypes[record.name] = info.dtype.name
+        if self.exact:
+            self.residuals[record.name] = residual_of(tensor, prediction, info.dtype)
+
+    def _pack_core(self) -> EncodedArray | None:
+        """Sort each read group by significance and lay the groups end to end."""
+        document = self.basis.document
+        if not document.core_length:
+            return None
+        core = np.zeros(document.core_length, np.int32)
+        for index, group in enumerate(self.basis.groups):
+            pooled = np.zeros(group.coefficients, np.int32)
+            for name in group.names:
+                if name in self.cores:
+                    offset = self.basis.slots[name].core_offset
+                    flat = self.cores[name].reshape(-1)
+                    pooled[offset : offset + len(flat)] = flat
+            core[group.start : group.start + group.coefficients] = pooled[self.basis.order(index)]
+        small = bool(np.abs(core).max(initial=0) < 1 << 15)
+        return encode_array(
+            core.astype(np.int16) if small else core, chunk=document.core_chunk, page=document.core_page
+        )
+
+    def _pack_residuals(self) -> dict[str, EncodedArray]:
+        """One array per storage width, tensors in coding order."""
+        parts: dict[str, list[npt.NDArray[np.unsignedinteger]]] = {}
+        for group in self.basis.groups:
+            for name in group.names:
+                if name in self.residuals:
+                    dtype = DTYPES[self.dtypes.get(name, self.basis.table[name].dtype)]
+                    width = residual_dtype(dtype).removeprefix("uint")
+                    parts.setdefault(f"residual{width}", []).append(self.residuals[name])
+        return {
+            name: encode_array(
+                np.concatenate(arrays),
+                chunk=self.basis.document.residual_chunk,
+                page=layout.page_for(sum(len(array) for array in arrays)),
+            )
+            for name, arrays in parts.items()
+        }
+
+    def assemble(self, scores: tuple[ScoreRecord, ...]) -> EncodedModel:
+        """Put the model's document and objects together."""
+        arrays: dict[str, EncodedArray] = {}
+        core = self._pack_core()
+        if core is not None:
+            arrays["core"] = core
+        private = b"".join(data for _, data in self.private)
+        if private:
+            arrays["private"] = encode_array(
+                np.frombuffer(private, np.uint8), chunk=layout.PRIVATE_CHUNK, page=None
+            )
+        arrays |= self._pack_residuals()
+        records = {name: array.record for name, array in arrays.items()}
+        own_types = set(self.dtypes.values())
+        uniform = own_types.pop() if len(own_types) == 1 and len(self.dtypes) == len(self.errors) else None
+        table_names = [record.name for record in self.basis.document.tensors]
+        extra = [record.name for record, _ in self.private if record.name not in self.basis.table]
+        order = [name for name in (*table_names, *extra) if name in self.compact_digests]
+        document = ModelDocument(
+            basis=self.basis.digest,
+            step=StepRecord(mantissa=self.step.mantissa, exponent=self.step.exponent),
+            dtype=uniform,
+            dtypes=() if uniform else tuple(self.dtypes.items()),
+            absent=tuple(self.absent),
+            private=tuple(record for record, _ in self.private),
+            core=records.get("core"),
+            private_bytes=records.get("private"),
+            residual16=records.get("residual16"),
+            residual32=records.get("residual32"),
+            residual64=records.get("residual64"),
+            compact=DigestRecord.over([self.compact_digests[name] for name in order]),
+            exact=DigestRecord.over([self.exact_digests[name] for name in order]) if self.exact else None,
+            rel_error=relative_error(self.error_energy, self.energy),
+            errors=ModelDocument.pack_errors(
+                [self.errors[name] for name in table_names if name in self.errors]
+            ),
+            source=SourceRecord(
+                sha256=self.checkpoint.sha256(),
+                size_bytes=self.checkpoint.file_size_bytes,
+                metadata=_source_metadata(self.checkpoint),
+            ),
+            scores=scores,
+        )
+        objects = {
+            f"{name}/{path}": data for name, array in arrays.items() for path, data in array.objects.items()
+        }
+        group = to_group_bytes(document)
+        objects[layout.GROUP_PATH] = group
+        return EncodedModel(document, hashlib.sha256(group).hexdigest(), objects, tuple(self.notices))
+
+
+def relative_error(error_energy: float, energy: float) -> float:
+    """``||W - W'|| / ||W||`` from sums of squares; the plain norm of the error when W is zero."""
+    return math.sqrt(error_energy / energy) if energy else math.sqrt(error_energy)
+
+
+def _source_metadata(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """The checkpoint's own metadata, as long as it is small: licences travel, training logs do not."""
+    pairs = tuple(sorted(checkpoint.metadata.items()))
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in pairs)
+    return pairs if size <= _SOURCE_METADATA_BYTES else ()

@@ -1,0 +1,119 @@
+"""Fitting one tensor's part of a basis: mean, factors, variance profile.
+
+Sees one tensor of all members at a time. Knows nothing about documents or storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from uws_store.builder.members import Members, TensorSurvey
+from uws_store.builder.transform import Analysis
+from uws_store.plan import Choice, SideChoice, choose_sides
+from uws_store.subspace import (
+    QuantisedSide,
+    block_moments,
+    eigenvectors,
+    quantise_side,
+    separable_profile,
+    side_from_integers,
+)
+
+__all__ = ["TensorFit", "fit_tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFit:
+    """The numbers a basis holds for one coded tensor, before the mean is put on its grid.
+
+    Attributes
+    ----------
+    survey : TensorSurvey
+        Which tensor.
+    mean : torch.Tensor
+        float64, (m x n).
+    choice : Choice
+        The planner's decision.
+    left, right : QuantisedSide or None
+        The factors.
+    rows, columns : torch.Tensor
+        int16 variance classes, (p,) and (q,).
+    samples : dict of str to torch.Tensor
+        Coefficients of the sampled tasks, float32, (p x q): for the search of the step.
+    """
+
+    survey: TensorSurvey
+    mean: torch.Tensor
+    choice: Choice
+    left: QuantisedSide | None
+    right: QuantisedSide | None
+    rows: torch.Tensor
+    columns: torch.Tensor
+    samples: dict[str, torch.Tensor]
+
+    @property
+    def coefficients(self) -> int:
+        """Coefficients of the tensor's core."""
+        return len(self.rows) * len(self.columns)
+
+
+def fit_tensor(
+    members: Members, survey: TensorSurvey, *, step: float, models: int, sampled: Iterable[str]
+) -> TensorFit:
+    """Fit one tensor.
+
+    Parameters
+    ----------
+    members : Members
+        The zoo.
+    survey : TensorSurvey
+        The tensor, of mode ``coded``.
+    step : float
+        The step to plan for.
+    models : int
+        Models the basis will serve.
+    sampled : iterable of str
+        Tasks whose coefficients are kept.
+    """
+    tasks: list[str] = []
+    changes: list[torch.Tensor] = []
+    for task, values in members.values(survey):
+        tasks.append(task)
+        changes.append(values)
+    mean = torch.zeros_like(changes[0])
+    for values in changes:
+        mean += values
+    mean /= len(changes)
+    for values in changes:
+        values.sub_(mean)
+    choice = choose_sides(changes, step=step, models=models)
+    left = _side(changes, choice.candidate.left, "left")
+    right = _side(changes, choice.candidate.right, "right")
+    analysis = Analysis(
+        side_from_integers(left) if left else None,
+        side_from_integers(right) if right else None,
+    )
+    wanted = set(sampled)
+    samples: dict[str, torch.Tensor] = {}
+    variance: torch.Tensor | None = None
+    for task, change in zip(tasks, changes, strict=True):
+        coefficients = analysis.coefficients(change)
+        squared = coefficients.square()
+        variance = squared if variance is None else variance + squared
+        if task in wanted:
+            samples[task] = coefficients.to(torch.float32)
+    assert variance is not None
+    rows, columns = separable_profile(variance / len(changes))
+    return TensorFit(survey, mean, choice, left, right, rows, columns, samples)
+
+
+def _side(changes: Sequence[torch.Tensor], choice: SideChoice | None, side: str) -> QuantisedSide | None:
+    if choice is None:
+        return None
+    size = changes[0].shape[0 if side == "left" else 1]
+    moments = block_moments(changes, size=size, block=choice.block, side=side)
+    vectors = [eigenvectors(moment, choice.rank) for moment in moments]
+    return quantise_side(vectors, size=size, block=choice.block, rank=choice.rank)

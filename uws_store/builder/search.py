@@ -1,0 +1,152 @@
+"""The search for the step that gives a fidelity in a user's words.
+
+Works on sampled coefficients that are already in the basis, so that trying a step costs one quantisation and one
+run of the entropy coder. Knows nothing about documents or storage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from uws_store import layout
+from uws_store.builder.fit import TensorFit
+from uws_store.entropy import encode_integers, significance_order
+from uws_store.errors import InvalidInputError
+from uws_store.quantize import quantise
+
+__all__ = ["DEFAULT_FIDELITY", "Fidelity", "find_step", "first_step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """What a user asked for.
+
+    Attributes
+    ----------
+    kind : {"bits", "rel-error", "change-error"}
+        Bits per basis-coded parameter, counted whole; ``||W - W'|| / ||W||``; or ``||W - W'|| / ||W - mean||``.
+    value : float
+        The number, positive.
+    """
+
+    kind: Literal["bits", "rel-error", "change-error"]
+    value: float
+
+    def __post_init__(self) -> None:
+        limit = 64.0 if self.kind == "bits" else 1.0
+        if not 0 < self.value <= limit:
+            raise InvalidInputError(
+                f"--{self.kind} takes a number above 0 and at most {limit:g}, not {self.value:g}",
+                kind="invalid-input/fidelity",
+            )
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.value:g}"
+
+
+DEFAULT_FIDELITY = Fidelity("change-error", 0.25)
+"""Careful on purpose: a quarter of what distinguishes a model from the mean may be noise (-12 dB)."""
+
+
+def first_step(fidelity: Fidelity, *, energy: float, change_energy: float, parameters: int) -> float:
+    """Guess the step before anything is fitted, from energies alone (within a factor of about two).
+
+    Parameters
+    ----------
+    fidelity : Fidelity
+        The goal.
+    energy, change_energy : float
+        Mean sums of squares per model, of the coded weights and of their changes.
+    parameters : int
+        Coded parameters.
+    """
+    rms = math.sqrt(change_energy / parameters)
+    if fidelity.kind == "bits":
+        ratio = 1.4 / fidelity.value if fidelity.value < 1.4 else 2.0 ** (1.4 - fidelity.value)
+    elif fidelity.kind == "change-error":
+        ratio = math.sqrt(12.0) * fidelity.value
+    else:
+        ratio = math.sqrt(12.0) * min(1.0, fidelity.value * math.sqrt(energy / change_energy))
+    return rms * ratio
+
+
+def find_step(fits: Sequence[TensorFit], fidelity: Fidelity, *, start: float, overhead_bytes: float) -> float:
+    """Find the largest step that meets a fidelity on the sampled models.
+
+    Parameters
+    ----------
+    fits : sequence of TensorFit
+        Every coded tensor.
+    fidelity : Fidelity
+        The goal.
+    start : float
+        Where to begin.
+    overhead_bytes : float
+        Bytes of a model besides its core, for ``bits``.
+
+    Returns
+    -------
+    float
+        Within 0.2 % in the step.
+    """
+    score = _scorer(fits, fidelity, overhead_bytes=overhead_bytes)
+    # Bits fall and errors grow with the step; both are written as "positive means the step may not grow further".
+    low = high = start
+    for _ in range(60):
+        if score(low) <= 0:
+            break
+        low /= 2
+    for _ in range(60):
+        if score(high) > 0:
+            break
+        high *= 2
+    while high / low > 1.002:
+        middle = math.sqrt(low * high)
+        if score(middle) <= 0:
+            low = middle
+        else:
+            high = middle
+    return high if fidelity.kind == "bits" else low
+
+
+def _scorer(
+    fits: Sequence[TensorFit], fidelity: Fidelity, *, overhead_bytes: float
+) -> Callable[[float], float]:
+    tasks = sorted(set.intersection(*(set(fit.samples) for fit in fits)))
+    order = significance_order([(fit.rows.numpy(), fit.columns.numpy()) for fit in fits])
+    page = layout.page_for(len(order))
+    sequences = [
+        torch.from_numpy(np.concatenate([fit.samples[task].reshape(-1).numpy() for fit in fits])[order])
+        for task in tasks
+    ]
+    parameters = sum(math.prod(fit.survey.shape) for fit in fits)
+    if fidelity.kind == "bits":
+
+        def bits(step: float) -> float:
+            total = 0.0
+            for sequence in sequences:
+                whole = quantise(sequence, step).to(torch.int32).numpy()
+                total += 8 * (len(encode_integers(whole, page=page)) + overhead_bytes) / parameters
+            return fidelity.value - total / len(sequences)
+
+        return bits
+
+    reference = sum(
+        fit.survey.energy if fidelity.kind == "rel-error" else fit.survey.change_energy for fit in fits
+    )
+    allowed = fidelity.value**2 * reference
+
+    def error(step: float) -> float:
+        worst = 0.0
+        for sequence in sequences:
+            whole = quantise(sequence, step)
+            worst = max(worst, float((sequence - whole * step).to(torch.float64).square().sum()))
+        return worst - allowed
+
+    return error

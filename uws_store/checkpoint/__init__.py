@@ -1,0 +1,12 @@
+"""Checkpoints as they lie on a user's disk: opened lazily, never unpickled, written atomically.
+
+Owns reading and writing of checkpoint files and the rule by which a folder is a zoo. Must not know about families,
+bases or registries.
+"""
+
+from uws_store.checkpoint.base import Checkpoint, TensorInfo
+from uws_store.checkpoint.opening import open_checkpoint
+from uws_store.checkpoint.write import write_safetensors
+from uws_store.checkpoint.zoo import ZooMember, scan_zoo
+
+__all__ = ["Checkpoint", "TensorInfo", "ZooMember", "open_checkpoint", "scan_zoo", "write_safetensors"]

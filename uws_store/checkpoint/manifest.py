@@ -1,0 +1,123 @@
+"""The manifest of a zoo: a JSON list of checkpoints that lie anywhere.
+
+Owns the manifest's form. It is the user's own file and may point where the user likes. Must not know what makes a
+zoo.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from uws_store.checkpoint.weight_file import file_errors
+from uws_store.errors import InvalidInputError, Problem
+from uws_store.names import check_task_name
+
+__all__ = ["MANIFEST_NAME", "ManifestEntry", "read_manifest"]
+
+MANIFEST_NAME = "zoo.json"
+_KIND = "invalid-input/zoo-manifest"
+_KEYS = ("task", "path", "metadata")
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestEntry:
+    """One checkpoint of a manifest.
+
+    Attributes
+    ----------
+    task : str
+        Its name, in Unicode NFC.
+    path : Path
+        Where it is; it exists.
+    metadata : Mapping of str to str
+        What the manifest says of it.
+    """
+
+    task: str
+    path: Path
+    metadata: Mapping[str, str]
+
+
+def read_manifest(path: Path) -> tuple[list[ManifestEntry], list[Problem]]:
+    """Read a manifest.
+
+    Returns
+    -------
+    entries : list of ManifestEntry
+        Those without a problem, in the order of the file.
+    problems : list of Problem
+        Everything wrong with the others, each with a JSON pointer.
+
+    Raises
+    ------
+    InvalidInputError
+        When the file is not a JSON list (kind ``invalid-input/zoo-manifest``).
+    """
+    try:
+        with file_errors(path):
+            content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"the manifest {path} is not JSON: {error}", kind=_KIND) from error
+    if not isinstance(content, list):
+        raise InvalidInputError(
+            f"the manifest {path} is not a list: expected "
+            '[{"task": "name", "path": "file or folder", "metadata": {"licence": "..."}}, ...]',
+            kind=_KIND,
+        )
+    entries: list[ManifestEntry] = []
+    problems: list[Problem] = []
+    for number, row in enumerate(content):
+        found = _row_problems(row, path.parent, f"/{number}")
+        problems += found
+        if not found:
+            entries.append(
+                ManifestEntry(
+                    check_task_name(row["task"]),
+                    path.parent / row["path"],
+                    MappingProxyType(dict(row.get("metadata", {}))),
+                )
+            )
+    return entries, problems
+
+
+def _row_problems(row: object, folder: Path, loc: str) -> list[Problem]:
+    if not isinstance(row, dict):
+        return [Problem(loc, _KIND, f"expected an object with 'task' and 'path', found {type(row).__name__}")]
+    problems = [
+        Problem(f"{loc}/{key}", _KIND, f"unknown; expected only {', '.join(_KEYS)}")
+        for key in row
+        if key not in _KEYS
+    ]
+    problems += [Problem(f"{loc}/{key}", _KIND, "is missing") for key in ("task", "path") if key not in row]
+    if "task" in row:
+        try:
+            check_task_name(row["task"])
+        except InvalidInputError as error:
+            problems.append(Problem(f"{loc}/task", error.kind, error.message))
+    if "path" in row:
+        problems += _path_problems(row["path"], folder, f"{loc}/path")
+    metadata = row.get("metadata", {})
+    if not isinstance(metadata, dict) or not all(
+        _is_text(key) and _is_text(value) for key, value in metadata.items()
+    ):
+        problems.append(Problem(f"{loc}/metadata", _KIND, "expected an object whose values are text"))
+    return problems
+
+
+def _path_problems(value: object, folder: Path, loc: str) -> list[Problem]:
+    if not isinstance(value, str) or not value:
+        return [Problem(loc, _KIND, f"expected a path as text, found {value!r}")]
+    try:
+        is_there = (folder / value).exists()
+    except OSError as error:
+        return [Problem(loc, _KIND, f"{value!r} cannot be looked up ({error})")]
+    return [] if is_there else [Problem(loc, _KIND, f"there is no file or folder {value!r} (from {folder})")]
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a str that UTF-8 can express; JSON can hold others."""
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()

@@ -1,0 +1,159 @@
+"""Where everything lies: paths of the registry, names of arrays, chunk sizes, the codec chain.
+
+Nobody else spells a path or a Zarr metadata document. Pure: it reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from uws_store.errors import FormatError
+from uws_store.metadata.arrays import SHARD_CHUNKS, ArrayRecord
+
+__all__ = [
+    "CORE_CHUNK",
+    "FAMILIES_PREFIX",
+    "GROUP_COEFFICIENTS",
+    "GROUP_PATH",
+    "HEAD_PATH",
+    "LOG_PREFIX",
+    "PCODEC_LEVEL",
+    "POOL_COEFFICIENTS",
+    "PRIVATE_CHUNK",
+    "REGISTRY_DOCUMENT",
+    "RESIDUAL_CHUNK",
+    "array_metadata",
+    "array_path",
+    "basis_prefix",
+    "commit_number",
+    "commit_path",
+    "core_chunk_for",
+    "family_groups",
+    "model_prefix",
+    "page_for",
+    "shard_path",
+]
+
+REGISTRY_DOCUMENT = "uws.json"
+"""The registry's own document, written by ``init``."""
+
+LOG_PREFIX = "_log"
+"""The commits."""
+
+HEAD_PATH = "_log/head"
+"""An overwritable hint to the newest commit; never trusted."""
+
+FAMILIES_PREFIX = "families"
+"""The families' objects."""
+
+GROUP_PATH = "zarr.json"
+"""Metadata document of a Zarr v3 node, relative to it."""
+
+GROUP_COEFFICIENTS = 1 << 17
+"""A tensor with at least this many coefficients is a read group of its own; smaller ones are pooled."""
+
+POOL_COEFFICIENTS = 1 << 20
+"""A pool is closed before it would exceed this many coefficients."""
+
+CORE_CHUNK = 1 << 17
+"""Inner chunk of the core, at most: read groups start on its boundaries."""
+
+RESIDUAL_CHUNK = 1 << 17
+"""Inner chunk of the residual, at most."""
+
+PRIVATE_CHUNK = 1 << 20
+"""Inner chunk of arrays stored byte for byte."""
+
+PCODEC_LEVEL = 8
+"""Compression level of PCodec; the level never matters to a reader."""
+
+_COMMIT = re.compile(r"^_log/([0-9]{20})\.json$")
+
+
+def commit_path(number: int) -> str:
+    """Path of a commit's log object; numbers start at 0 and sort as text."""
+    if not 0 <= number < 10**18:
+        raise FormatError(f"commit number {number} is out of range", kind="format/commit-number")
+    return f"{LOG_PREFIX}/{number:020d}.json"
+
+
+def commit_number(path: str) -> int | None:
+    """Read the commit number from a path in the log, or None for any other object."""
+    match = _COMMIT.match(path)
+    return int(match.group(1)) if match else None
+
+
+def family_groups(family: str) -> tuple[str, ...]:
+    """Paths of the plain Zarr groups that make a family one hierarchy."""
+    root = f"{FAMILIES_PREFIX}/{family}"
+    return (f"{root}/{GROUP_PATH}", f"{root}/basis/{GROUP_PATH}", f"{root}/models/{GROUP_PATH}")
+
+
+def basis_prefix(family: str, digest: str) -> str:
+    """Folder of a basis."""
+    return f"{FAMILIES_PREFIX}/{family}/basis/{digest}"
+
+
+def model_prefix(family: str, digest: str) -> str:
+    """Folder of a model."""
+    return f"{FAMILIES_PREFIX}/{family}/models/{digest}"
+
+
+def array_path(prefix: str, name: str) -> str:
+    """Metadata document of an array."""
+    return f"{prefix}/{name}/{GROUP_PATH}"
+
+
+def shard_path(prefix: str, name: str, index: int) -> str:
+    """Object of an array's shard."""
+    return f"{prefix}/{name}/c/{index}"
+
+
+def page_for(length: int) -> int:
+    """Integers of a PCodec page: short enough to follow the falling variance, long enough to pay for its header."""
+    return max(1 << 12, min(1 << 14, 1 << max(0, (length // 8).bit_length() - 1)))
+
+
+def core_chunk_for(largest_group: int) -> int:
+    """Inner chunk of the core: a family of one small group is not padded to whole chunks."""
+    return largest_group if largest_group <= 2 * CORE_CHUNK else CORE_CHUNK
+
+
+def array_metadata(record: ArrayRecord) -> bytes:
+    """Write the ``zarr.json`` of an array: it follows from the record alone, so opening needs no extra request."""
+    if record.page is None:
+        serializer: list[dict[str, object]] = [{"name": "bytes"}]
+    else:
+        configuration = {
+            "level": PCODEC_LEVEL,
+            "mode_spec": "classic",
+            "delta_spec": "none",
+            "equal_pages_up_to": record.page,
+        }
+        serializer = [{"name": "numcodecs.pcodec", "configuration": configuration}]
+    shard = record.chunk * min(record.chunks, SHARD_CHUNKS)
+    document = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [record.length],
+        "data_type": record.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": [record.chunk],
+                    "codecs": [*serializer, {"name": "crc32c"}],
+                    "index_codecs": [
+                        {"name": "bytes", "configuration": {"endian": "little"}},
+                        {"name": "crc32c"},
+                    ],
+                    "index_location": "end",
+                },
+            }
+        ],
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,1 @@
+"""The JSON documents of the format, as frozen values."""

@@ -1,0 +1,225 @@
+"""The document of a model: which bytes make it, against which basis, and how near it is to its source.
+
+It stands in the attributes of the model's Zarr group; the SHA-256 of that group document names the model. Kept
+small: the tensor table lives in the basis, digests are packed bytes. Must not know how tensors are decoded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import math
+from typing import Annotated, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from uws_store.dtypes import DTYPES
+from uws_store.metadata.arrays import ArrayRecord, Sha256Hex
+from uws_store.metadata.basis import MAX_TENSORS, DTypeName, Shape, StepRecord, TensorName
+from uws_store.metadata.document import Document, Part
+
+__all__ = ["LEAF_BYTES", "DigestRecord", "ModelDocument", "PrivateRecord", "ScoreRecord", "SourceRecord"]
+
+LEAF_BYTES = 8
+"""Bytes kept of each tensor's SHA-256; the root covers them whole."""
+
+
+def _packed(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{what} is not base64") from error
+
+
+class DigestRecord(Part):
+    """Digests of every reconstructed tensor of a model at one tier.
+
+    Attributes
+    ----------
+    root : str
+        SHA-256, hex, over the whole SHA-256 digests of the tensors, one after the other.
+    leaves : str
+        Base64 of the first 8 bytes of each of those digests.
+    """
+
+    root: Sha256Hex
+    leaves: str
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(_packed(self.leaves, "leaves")) % LEAF_BYTES:
+            raise ValueError(f"leaves are {LEAF_BYTES} bytes each")
+        return self
+
+    @classmethod
+    def over(cls, digests: list[bytes]) -> Self:
+        """Make the record from the tensors' SHA-256 digests, in the model's tensor order."""
+        leaves = b"".join(digest[:LEAF_BYTES] for digest in digests)
+        root = hashlib.sha256(b"".join(digests)).hexdigest()
+        return cls(root=root, leaves=base64.b64encode(leaves).decode())
+
+    def leaf_list(self) -> list[bytes]:
+        """The digests' first 8 bytes, one per tensor."""
+        data = _packed(self.leaves, "leaves")
+        return [data[start : start + LEAF_BYTES] for start in range(0, len(data), LEAF_BYTES)]
+
+
+class PrivateRecord(Part):
+    """A tensor that a model keeps to itself, byte for byte.
+
+    Attributes
+    ----------
+    name, shape, dtype
+        As in the source checkpoint.
+    """
+
+    name: TensorName
+    shape: Shape
+    dtype: DTypeName
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * DTYPES[self.dtype].size_bytes
+
+
+class SourceRecord(Part):
+    """Where a model came from.
+
+    Attributes
+    ----------
+    sha256 : str
+        Digest of the source checkpoint's files.
+    size_bytes : int
+        Their length.
+    metadata : tuple of (str, str)
+        The checkpoint's own metadata: licence, base model and the like.
+    """
+
+    sha256: Sha256Hex
+    size_bytes: Annotated[int, Field(ge=0)]
+    metadata: Annotated[tuple[tuple[str, str], ...], Field(max_length=256)] = ()
+
+
+class ScoreRecord(Part):
+    """A measured score of the original and of its reconstruction.
+
+    Attributes
+    ----------
+    metric : str
+        Name of the metric.
+    tier : str
+        The tier that was evaluated.
+    original, reconstruction : float
+        The two scores.
+    higher_is_better : bool
+        Which direction is good.
+    n : int
+        Examples scored.
+    evaluation : str
+        Name and hash of the evaluation; never run from here.
+    """
+
+    metric: Annotated[str, Field(max_length=200)]
+    tier: Literal["compact", "exact", "mean"]
+    original: float
+    reconstruction: float
+    higher_is_better: bool
+    n: Annotated[int, Field(ge=1)]
+    evaluation: Annotated[str, Field(max_length=400)]
+
+
+class ModelDocument(Document):
+    """Everything about one model but the numbers in its arrays.
+
+    A model's tensors, in order: those of the basis's table without ``absent``, then the private ones whose names
+    the table has not. A table tensor that also stands in ``private`` is taken from there.
+
+    Attributes
+    ----------
+    basis : str
+        Digest of the basis.
+    step : StepRecord
+        The quantiser step of the core.
+    dtype : str or None
+        The dtype of this model's coded tensors; None means the table's.
+    dtypes : tuple of (str, str)
+        Coded tensors that differ from that, as (name, dtype).
+    absent : tuple of str
+        Table tensors that the model has not.
+    private : tuple of PrivateRecord
+        Tensors kept byte for byte, in the order they are packed.
+    core, private_bytes, residual16, residual32, residual64 : ArrayRecord or None
+        The packed arrays; None when empty.
+    compact, exact : DigestRecord
+        Digests of the reconstructed tensors per tier; ``exact`` is None when the model has no residual.
+    rel_error : float
+        ``||W - W'|| / ||W||`` over the basis-coded weights of the compact tier.
+    errors : str
+        Base64 of little-endian float16: the same for each coded tensor in table order.
+    source : SourceRecord
+        Provenance.
+    scores : tuple of ScoreRecord
+        Measured when the model was published.
+    """
+
+    max_bytes: ClassVar[int] = 16 << 20
+
+    kind: Literal["model"] = "model"
+    basis: Sha256Hex
+    step: StepRecord
+    dtype: DTypeName | None = None
+    dtypes: tuple[tuple[TensorName, DTypeName], ...] = ()
+    absent: Annotated[tuple[TensorName, ...], Field(max_length=MAX_TENSORS)] = ()
+    private: Annotated[tuple[PrivateRecord, ...], Field(max_length=MAX_TENSORS)] = ()
+    core: ArrayRecord | None = None
+    private_bytes: ArrayRecord | None = None
+    residual16: ArrayRecord | None = None
+    residual32: ArrayRecord | None = None
+    residual64: ArrayRecord | None = None
+    compact: DigestRecord
+    exact: DigestRecord | None = None
+    rel_error: Annotated[float, Field(ge=0)]
+    errors: str
+    source: SourceRecord
+    scores: tuple[ScoreRecord, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [record.name for record in self.private]
+        if len(set(names)) != len(names):
+            raise ValueError("a private tensor stands twice")
+        if set(names) & set(self.absent):
+            raise ValueError("a tensor is both private and absent")
+        stored = sum(record.size_bytes for record in self.private)
+        found = self.private_bytes.length if self.private_bytes else 0
+        if stored != found:
+            raise ValueError(f"private tensors have {stored} bytes, their array {found}")
+        if self.core is not None and self.core.dtype not in ("int16", "int32"):
+            raise ValueError(f"a core is int16 or int32, not {self.core.dtype}")
+        for width in (16, 32, 64):
+            array = self.residual(width)
+            if array is not None and (array.dtype != f"uint{width}" or self.exact is None):
+                raise ValueError(f"residual{width} is a uint{width} array of a model with an exact tier")
+        if len(_packed(self.errors, "errors")) % 2:
+            raise ValueError("errors are 2 bytes each")
+        return self
+
+    def residual(self, width: int) -> ArrayRecord | None:
+        """The residual array of a storage width in bits."""
+        return {16: self.residual16, 32: self.residual32, 64: self.residual64}[width]
+
+    def error_list(self) -> list[float]:
+        """Relative errors of the coded tensors in table order, as stored (half precision)."""
+        return [float(value) for value in np.frombuffer(_packed(self.errors, "errors"), "<f2")]
+
+    @staticmethod
+    def pack_errors(errors: list[float]) -> str:
+        """Pack relative errors for the document, rounding up so that none is understated."""
+        exact = np.asarray(errors, np.float64)
+        half = np.minimum(exact, 65504.0).astype("<f2")
+        low = half.astype(np.float64) < np.minimum(exact, 65504.0)
+        half[low] = np.nextafter(half[low], np.float16(np.inf))
+        return base64.b64encode(np.minimum(half, np.float16(65504.0)).astype("<f2").tobytes()).decode()

@@ -1,0 +1,410 @@
+"""One stored model, open: its document checked against its basis, its tensors decoded on request.
+
+Owns the rules by which a tensor's bytes come from the core, the private array, the basis or the residual. Holds no
+decoded tensor. Knows nothing about names of families and tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from uws_store import layout
+from uws_store.basis import Basis, TensorBasis, step_of
+from uws_store.dtypes import DTYPES, DType
+from uws_store.errors import FidelityError, FormatError, NotFoundError
+from uws_store.metadata.group import from_group_bytes
+from uws_store.metadata.model import LEAF_BYTES, ModelDocument
+from uws_store.residual import apply_residual, residual_dtype
+from uws_store.storage import Storage
+from uws_store.store import ArrayReader
+from uws_store.tensor_bytes import tensor_from_bytes
+
+__all__ = ["Model", "Source", "Tier", "read_document"]
+
+Tier = Literal["compact", "exact", "mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one of a model's tensors comes from.
+
+    Attributes
+    ----------
+    kind : {"coded", "shared", "private", "tied"}
+        How it is stored.
+    shape : tuple of int
+        Its shape.
+    dtype : DType
+        Its type in this model.
+    start : int
+        First byte in the private array, or first element in the residual array.
+    tied_to : str or None
+        For ``tied``: the tensor it is.
+    digest : int or None
+        Its position among the digests; None for ``tied``.
+    """
+
+    kind: Literal["coded", "shared", "private", "tied"]
+    shape: tuple[int, ...]
+    dtype: DType
+    start: int = 0
+    tied_to: str | None = None
+    digest: int | None = None
+
+
+class Model:
+    """A stored model.
+
+    Parameters
+    ----------
+    document : ModelDocument
+        Its record.
+    basis : Basis
+        The basis it names.
+    storage : Storage
+        Where its objects lie.
+    prefix : str
+        Its folder.
+
+    Raises
+    ------
+    FormatError
+        When the document and the basis do not fit (kind ``format/model``).
+    """
+
+    def __init__(self, document: ModelDocument, *, basis: Basis, storage: Storage, prefix: str) -> None:
+        self.document = document
+        self.basis = basis
+        self.where = f"{storage.url}/{prefix}"
+        self.step = step_of(document.step)
+        self.sources = _sources(document, basis, self.where)
+        self._compact = document.compact.leaf_list()
+        self._exact = document.exact.leaf_list() if document.exact else None
+        self._check()
+        records = {
+            "core": document.core,
+            "private": document.private_bytes,
+            "residual16": document.residual16,
+            "residual32": document.residual32,
+            "residual64": document.residual64,
+        }
+        self._readers = {
+            name: ArrayReader(storage, prefix, name=name, record=record)
+            for name, record in records.items()
+            if record is not None
+        }
+        self._groups: dict[int, npt.NDArray[np.integer]] = {}
+        self._on_device: dict[tuple[str, str], TensorBasis] = {}
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, storage: Storage, prefix: str, *, digest: str, basis: Basis) -> Model:
+        """Open a stored model: one request for its document.
+
+        Raises
+        ------
+        FormatError
+            When the document is missing, damaged, not the one that ``digest`` names, or of another basis.
+        """
+        return cls(read_document(storage, prefix, digest=digest), basis=basis, storage=storage, prefix=prefix)
+
+    @property
+    def has_exact(self) -> bool:
+        """Whether the model can be loaded bit-identical to its source."""
+        return self._exact is not None
+
+    def require_tier(self, tier: Tier) -> None:
+        """Refuse a tier the model has not.
+
+        Raises
+        ------
+        FidelityError
+            Kind ``fidelity/no-exact-tier``.
+        """
+        if tier == "exact" and not self.has_exact:
+            raise FidelityError(
+                f"{self.where}: the model was stored without an exact tier; load tier='compact', or add the "
+                "checkpoint again with --exact",
+                kind="fidelity/no-exact-tier",
+            )
+
+    def tensor(self, name: str, *, tier: Tier, device: torch.device) -> torch.Tensor:
+        """Decode one tensor.
+
+        Parameters
+        ----------
+        name : str
+            One of ``sources``.
+        tier : {"compact", "exact", "mean"}
+            The fidelity.
+        device : torch.device
+            Where to reconstruct; the bits do not depend on it.
+
+        Raises
+        ------
+        FormatError
+            When stored bytes are damaged (kinds ``format/...``).
+        """
+        source = self.sources[name]
+        if source.kind == "tied":
+            assert source.tied_to is not None
+            return self.tensor(source.tied_to, tier=tier, device=device)
+        if source.kind == "coded":
+            return self._coded(name, source, tier=tier, device=device)
+        data = self.basis.shared_bytes(name) if source.kind == "shared" else self._private(name, source)
+        return tensor_from_bytes(data, dtype=source.dtype, shape=source.shape).to(device)
+
+    def read_all(self) -> None:
+        """Fetch what is needed for every tensor of the compact tier with one request per object."""
+        with self._lock:
+            reader = self._readers.get("core")
+            if reader is not None and len(self._groups) < len(self.basis.groups):
+                whole = reader.read()
+                for index, group in enumerate(self.basis.groups):
+                    if index not in self._groups:
+                        self._groups[index] = self._unsort(index, whole[group.start : group.stop])
+
+    def forget(self) -> None:
+        """Drop decoded integers; they are read again when needed."""
+        with self._lock:
+            self._groups.clear()
+
+    def core(self, name: str) -> npt.NDArray[np.integer]:
+        """Integers of one coded tensor, (p x q); the first touch reads its read group."""
+        slot = self.basis.slots[name]
+        index = slot.record.group
+        assert index is not None
+        with self._lock:
+            if index not in self._groups:
+                group = self.basis.groups[index]
+                stored = self._readers["core"].read(group.start, group.stop)
+                self._groups[index] = self._unsort(index, stored)
+            pooled = self._groups[index]
+        return pooled[slot.core_offset : slot.core_offset + slot.coefficients].reshape(slot.core_shape)
+
+    def _unsort(self, index: int, stored: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        group = self.basis.groups[index]
+        pooled = np.empty(group.coefficients, stored.dtype)
+        pooled[self.basis.order(index)] = stored[: group.coefficients]
+        return pooled
+
+    def _coded(self, name: str, source: Source, *, tier: Tier, device: torch.device) -> torch.Tensor:
+        numbers = self._numbers(name, device)
+        core = None
+        if tier != "mean":
+            core = torch.from_numpy(self.core(name)).to(device).to(torch.float64)
+        prediction = numbers.predict(core, step=self.step, dtype=source.dtype)
+        if tier != "exact":
+            return prediction
+        width = residual_dtype(source.dtype).removeprefix("uint")
+        residual = self._readers[f"residual{width}"].read(
+            source.start, source.start + math.prod(source.shape)
+        )
+        return apply_residual(prediction, residual, source.dtype)
+
+    def _numbers(self, name: str, device: torch.device) -> TensorBasis:
+        numbers = self.basis.tensor(name)
+        if device.type == "cpu":
+            return numbers
+        key = (name, str(device))
+        with self._lock:
+            if key not in self._on_device:
+                self._on_device[key] = numbers.to(device)
+            return self._on_device[key]
+
+    def _private(self, name: str, source: Source) -> bytes:
+        size = math.prod(source.shape) * source.dtype.size_bytes
+        if size == 0:
+            return b""
+        reader = self._readers.get("private")
+        if reader is None:
+            raise FormatError(
+                f"{self.where}: {name} is private and there is no private array", kind="format/model"
+            )
+        return reader.read(source.start, source.start + size).tobytes()
+
+    def require_digest(self, name: str, digest: bytes, *, tier: Tier) -> None:
+        """Compare the SHA-256 digest of one decoded tensor with what stands on record for a tier.
+
+        Raises
+        ------
+        FormatError
+            Kind ``format/tensor-digest``.
+        """
+        leaves = self._exact if tier == "exact" else self._compact
+        position = self.sources[name].digest
+        assert leaves is not None
+        assert position is not None
+        if digest[:LEAF_BYTES] != leaves[position]:
+            raise FormatError(
+                f"{self.where}: {name} does not have the digest on record at tier {tier!r}; the basis or the model is "
+                "damaged, or this machine's float64 arithmetic is not IEEE 754",
+                kind="format/tensor-digest",
+            )
+
+    def require_root(self, digests: Mapping[str, bytes], *, tier: Tier) -> None:
+        """Compare the SHA-256 digests of all tensors at a tier with the root on record.
+
+        Raises
+        ------
+        FormatError
+            Kind ``format/tensor-digest``.
+        """
+        record = self.document.exact if tier == "exact" else self.document.compact
+        assert record is not None
+        order = [name for name, source in self.sources.items() if source.digest is not None]
+        found = hashlib.sha256(b"".join(digests[name] for name in order)).hexdigest()
+        if found != record.root:
+            raise FormatError(
+                f"{self.where}: the tensors together do not have the digest on record at tier {tier!r}",
+                kind="format/tensor-digest",
+            )
+
+    def _check(self) -> None:
+        """Compare the record with what the basis demands, before anything is read or allocated."""
+        document, basis = self.document, self.basis
+        if document.basis != basis.digest:
+            raise FormatError(
+                f"{self.where}: made for basis {document.basis[:12]}, opened with {basis.digest[:12]}",
+                kind="format/model",
+            )
+        core = document.core
+        coded = [name for name, source in self.sources.items() if source.kind == "coded"]
+        expected = (basis.document.core_length, basis.document.core_chunk, basis.document.core_page)
+        found = (core.length, core.chunk, core.page) if core else None
+        if (basis.document.core_length and found != expected) or (not basis.document.core_length and core):
+            raise FormatError(
+                f"{self.where}: the core is {found}, the basis needs {expected}", kind="format/model"
+            )
+        digests = sum(source.digest is not None for source in self.sources.values())
+        for leaves in (self._compact, self._exact):
+            if leaves is not None and len(leaves) != digests:
+                raise FormatError(
+                    f"{self.where}: {len(leaves)} digests of {digests} tensors", kind="format/model"
+                )
+        if len(document.error_list()) != len(coded):
+            raise FormatError(
+                f"{self.where}: errors of {len(coded)} tensors are missing", kind="format/model"
+            )
+        needed = dict.fromkeys((16, 32, 64), 0)
+        if self._exact is not None:
+            for name in coded:
+                source = self.sources[name]
+                needed[int(residual_dtype(source.dtype).removeprefix("uint"))] += math.prod(source.shape)
+        for width, length in needed.items():
+            array = document.residual(width)
+            if (array.length if array else 0) != length:
+                raise FormatError(
+                    f"{self.where}: the residual of {width} bits has {array.length if array else 0} of {length} elements",
+                    kind="format/model",
+                )
+
+
+def read_document(storage: Storage, prefix: str, *, digest: str) -> ModelDocument:
+    """Read and check a model's document.
+
+    Raises
+    ------
+    FormatError
+        When it is missing, too large, damaged or not the one that ``digest`` names.
+    """
+    path = f"{prefix}/{layout.GROUP_PATH}"
+    where = f"{storage.url}/{path}"
+    size = storage.size(path)
+    if size is None:
+        raise FormatError(
+            f"{where}: the model is missing though the log names it", kind="format/missing-object"
+        )
+    if size > ModelDocument.max_bytes:
+        raise FormatError(f"{where}: {size} bytes are too many for a model's document", kind="format/size")
+    try:
+        data = storage.read(path)
+    except NotFoundError as error:
+        raise FormatError(f"{where}: the model is missing", kind="format/missing-object") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise FormatError(
+            f"{where}: SHA-256 is {found}, the log says {digest}; the document is damaged",
+            kind="format/digest",
+        )
+    return from_group_bytes(ModelDocument, data, where=where)
+
+
+def _sources(document: ModelDocument, basis: Basis, where: str) -> dict[str, Source]:
+    """Lay out the model's tensors: the table without what is absent, then private tensors of other names."""
+    named = {name for name, _ in document.dtypes}
+    for name in (*document.absent, *named):
+        if name not in basis.table:
+            raise FormatError(f"{where}: {name!r} is not in the basis's table", kind="format/model")
+    private = _private_sources(document)
+    coded = _coded_sources(document, basis, where, without={*private, *document.absent})
+    found: dict[str, Source] = {}
+    for record in basis.document.tensors:
+        if record.name in document.absent:
+            continue
+        if record.name in private:
+            found[record.name] = private[record.name]
+        elif record.mode == "coded":
+            found[record.name] = coded[record.name]
+        elif record.mode == "private":
+            raise FormatError(
+                f"{where}: {record.name} is private in this family and missing here", kind="format/model"
+            )
+        else:
+            found[record.name] = Source(
+                record.mode, record.shape, DTYPES[record.dtype], tied_to=record.tied_to
+            )
+    found |= {name: source for name, source in private.items() if name not in basis.table}
+    sources: dict[str, Source] = {}
+    digests = itertools.count()
+    for name, source in found.items():
+        if source.tied_to is None:
+            sources[name] = replace(source, digest=next(digests))
+            continue
+        target = found.get(source.tied_to)
+        if target is None or target.shape != source.shape:
+            raise FormatError(
+                f"{where}: {name} is tied to {source.tied_to}, which is not here", kind="format/model"
+            )
+        sources[name] = replace(source, dtype=target.dtype)
+    return sources
+
+
+def _private_sources(document: ModelDocument) -> dict[str, Source]:
+    sources: dict[str, Source] = {}
+    at = 0
+    for record in document.private:
+        sources[record.name] = Source("private", record.shape, DTYPES[record.dtype], start=at)
+        at += record.size_bytes
+    return sources
+
+
+def _coded_sources(
+    document: ModelDocument, basis: Basis, where: str, *, without: set[str]
+) -> dict[str, Source]:
+    """Give each coded tensor its dtype and its place in the residual, which is packed in coding order."""
+    own = dict(document.dtypes)
+    at = dict.fromkeys(("uint16", "uint32", "uint64"), 0)
+    sources: dict[str, Source] = {}
+    for group in basis.groups:
+        for name in group.names:
+            if name in without:
+                continue
+            record = basis.table[name]
+            dtype = DTYPES[own.get(name, document.dtype or record.dtype)]
+            if not dtype.is_float:
+                raise FormatError(f"{where}: {name} is coded and {dtype.name}", kind="format/model")
+            width = residual_dtype(dtype)
+            sources[name] = Source("coded", record.shape, dtype, start=at[width])
+            at[width] += record.numel
+    return sources

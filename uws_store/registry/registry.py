@@ -1,0 +1,325 @@
+"""An open registry: its state now, and publishing into it.
+
+Owns the protocol by which many writers publish at once: a commit is one small object, created only if it is
+absent. Must not know what families and models are made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Self
+
+import pydantic
+
+from uws_store.config import tool_version
+from uws_store.errors import (
+    AlreadyExistsError,
+    FormatError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+    UwsError,
+)
+from uws_store.layout import REGISTRY_DOCUMENT, commit_path
+from uws_store.metadata.document import problems_of
+from uws_store.metadata.log import Action, Commit, RegistryDocument, new_nonce, utc_now
+from uws_store.registry.fold import Draft
+from uws_store.registry.log import has_grown, read_commit, read_limited, write_head
+from uws_store.registry.state import ModelEntry, RegistryState
+from uws_store.storage import open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from uws_store.storage import Storage
+
+__all__ = ["Registry"]
+
+_MAX_ATTEMPTS = 50
+_FIRST_WAIT_S = 0.005
+_LONGEST_WAIT_S = 1.0
+# Not the module's generator: forked writers would share its state and wait equally long.
+_RANDOM = random.SystemRandom()
+
+
+class Registry:
+    """An open registry. Safe to use from many threads.
+
+    Made by :meth:`open`, :meth:`init` or :meth:`over`.
+
+    Attributes
+    ----------
+    storage : Storage
+        Where it is.
+    document : RegistryDocument
+        What says that it is a registry.
+    """
+
+    def __init__(self, storage: Storage, document: RegistryDocument) -> None:
+        self.storage = storage
+        self.document = document
+        self._lock = threading.Lock()
+        self._state = RegistryState()
+        self._was_read = False
+
+    def __repr__(self) -> str:
+        return f"Registry({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """What :meth:`open` opens it by."""
+        return self.storage.url
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = False) -> Self:
+        """Open the registry at a URL.
+
+        Parameters
+        ----------
+        url : str
+            See :func:`uws_store.storage.open_storage`.
+        create : bool, optional
+            Make it first when it does not exist.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no registry (``not-found/registry``).
+        FormatError
+            When its document is malformed or was written in a newer format (``format/newer-version``).
+        InvalidInputError
+            When the URL cannot be used, or a registry is to be made among other files
+            (``invalid-input/not-empty``).
+        StorageError
+            When the storage fails.
+        """
+        try:
+            storage = open_storage(url, create=create)
+        except NotFoundError as error:
+            raise _no_registry(url) from error
+        return cls.over(storage, create=create)
+
+    @classmethod
+    def init(cls, url: str) -> Self:
+        """Make a new registry at a URL.
+
+        Raises
+        ------
+        AlreadyExistsError
+            When there is one (``already-exists/registry``).
+        InvalidInputError
+            When the URL cannot be used or other files are there (``invalid-input/not-empty``).
+        StorageError
+            When the storage fails.
+        """
+        storage = open_storage(url, create=True)
+        if not _create(storage):
+            raise AlreadyExistsError(
+                f"there is a registry at {storage.url}; use it as it is, or choose another place",
+                kind="already-exists/registry",
+            )
+        return cls.over(storage)
+
+    @classmethod
+    def over(cls, storage: Storage, *, create: bool = False) -> Self:
+        """Open the registry in a storage that is open; see :meth:`open`."""
+        data = read_limited(storage, REGISTRY_DOCUMENT, RegistryDocument)
+        if data is None and create:
+            _create(storage)
+            data = read_limited(storage, REGISTRY_DOCUMENT, RegistryDocument)
+        if data is None:
+            raise _no_registry(storage.url)
+        return cls(storage, RegistryDocument.parse(data, where=f"{storage.url}/{REGISTRY_DOCUMENT}"))
+
+    def state(self, *, refresh: bool = True) -> RegistryState:
+        """Tell what the registry holds.
+
+        Parameters
+        ----------
+        refresh : bool, optional
+            Look for commits since the last call first, which costs one request when there are none, and two for
+            each there is. Without it nothing is read, except by the first call.
+
+        Returns
+        -------
+        RegistryState
+            A value that later commits do not change.
+
+        Raises
+        ------
+        FormatError
+            When a commit is malformed, missing or does not follow from the ones before (``format/log``,
+            ``format/log-gap``, ``format/log-chain``, ``format/log-number`` and the kinds of
+            :meth:`Document.parse <uws_store.metadata.document.Document.parse>`).
+        StorageError
+            When the storage fails.
+        """
+        with self._lock:
+            if refresh or not self._was_read:
+                self._state = self._read_on(self._state, look_beyond=not self._was_read)
+                self._was_read = True
+            return self._state
+
+    def resolve(self, family: str, task: str, *, revision: int | str | None = None) -> ModelEntry:
+        """Find the version that names stand for now; see :meth:`RegistryState.resolve`."""
+        return self.state().resolve(family, task, revision=revision)
+
+    def publish(self, actions_for: Callable[[RegistryState], Sequence[Action]]) -> Commit:
+        """Append one commit to the log; all its actions take effect, or none does.
+
+        Whatever the actions refer to must be stored and durable before. Uncontended, it costs five requests.
+
+        Parameters
+        ----------
+        actions_for : callable
+            Makes the actions from the state they will follow. It is called again, with the newer state, whenever
+            another writer was first; what it raises ends the publication with nothing written.
+
+        Returns
+        -------
+        Commit
+            The commit as it stands in the log.
+
+        Raises
+        ------
+        AlreadyExistsError, NotFoundError, InvalidInputError
+            When the actions do not follow from the state; see :meth:`uws_store.registry.fold.Draft.apply`.
+        StorageError
+            When the storage fails; ``storage/contention`` when other writers were first every time. Except for
+            ``storage/unknown-outcome``, nothing was published.
+        FormatError
+            When the log cannot be read.
+        """
+        nonce = new_nonce()
+        for attempt in range(_MAX_ATTEMPTS):
+            if attempt:
+                longest_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 10))
+                time.sleep(_RANDOM.uniform(0, longest_s))
+            state = self._state_to_follow()
+            commit, draft = _prepare(actions_for, state, nonce=nonce)
+            data = commit.to_bytes()
+            if not self._create_commit(commit, data):
+                continue
+            with self._lock:
+                if self._state is state:  # else another thread has read further already
+                    sha256 = hashlib.sha256(data).hexdigest()
+                    self._state = draft.freeze(number=commit.number, sha256=sha256)
+            write_head(self.storage, commit.number)
+            return commit
+        raise StorageError(
+            f"{self.url}: other writers published first {_MAX_ATTEMPTS} times in a row; nothing was published, try "
+            "again when fewer are at work",
+            kind="storage/contention",
+        )
+
+    def _state_to_follow(self) -> RegistryState:
+        """Read on to the end of the log and make sure that it is the end, for what is written there stays."""
+        with self._lock:
+            state = self._read_on(self._state, look_beyond=True, use_hint=not self._was_read)
+            if state is self._state and state.number and self.storage.size(commit_path(state.number)) is None:
+                raise FormatError(
+                    f"{self.url}: commit {state.number} was read before and is gone; the log was damaged or put back "
+                    "to an older state, open the registry anew to go on from what is there",
+                    kind="format/log-gap",
+                )
+            self._state, self._was_read = state, True
+            return state
+
+    def _read_on(self, state: RegistryState, *, look_beyond: bool, use_hint: bool = True) -> RegistryState:
+        """Fold every commit after a state into it."""
+        draft = Draft(state)
+        number, sha256 = state.number, state.sha256
+        while True:
+            found = read_commit(self.storage, number + 1, parent=sha256)
+            if found is not None:
+                commit, sha256 = found
+                number = commit.number
+                _fold(draft, commit, where=f"{self.url}/{commit_path(number)}")
+            elif not look_beyond or not has_grown(self.storage, number + 1, use_hint=use_hint):
+                break
+        return state if number == state.number else draft.freeze(number=number, sha256=sha256)
+
+    def _create_commit(self, commit: Commit, data: bytes) -> bool:
+        """Write a commit if nobody was first; when in doubt, what stands there decides.
+
+        A storage may create the object and fail to say so: the answer is lost, the client repeats the request by
+        itself and is told that the object exists, or the folder cannot be flushed afterwards. The nonce tells our
+        commit from another's; taking ours for another's would publish it twice.
+        """
+        path = commit_path(commit.number)
+        failure: StorageError | None = None
+        try:
+            if self.storage.put_if_absent(path, data):
+                return True
+        except StorageError as error:
+            failure = error
+        try:
+            stored = read_limited(self.storage, path, Commit)
+        except StorageError as error:
+            raise StorageError(
+                f"{self.url}: commit {commit.number} was sent, and whether it arrived cannot be found out ({error}); "
+                "look at the registry's list before you publish again",
+                kind="storage/unknown-outcome",
+            ) from (failure or error)
+        if stored is None:
+            if failure is not None:
+                raise failure
+            return False
+        return Commit.parse(stored, where=f"{self.url}/{path}").nonce == commit.nonce
+
+
+def _prepare(
+    actions_for: Callable[[RegistryState], Sequence[Action]], state: RegistryState, *, nonce: str
+) -> tuple[Commit, Draft]:
+    number, now = state.number + 1, utc_now()
+    try:
+        actions = tuple(actions_for(state))
+    except pydantic.ValidationError as error:
+        raise InvalidInputError(
+            "what is to be published cannot be written down",
+            kind="invalid-input/action",
+            problems=problems_of(error),
+        ) from error
+    if not actions:
+        raise InvalidInputError("there is nothing to publish", kind="invalid-input/no-actions")
+    draft = Draft(state)
+    for action in actions:
+        draft.apply(action, commit=number, time=now)
+    commit = Commit(
+        number=number, parent=state.sha256, nonce=nonce, time=now, tool=tool_version(), actions=actions
+    )
+    return commit, draft
+
+
+def _fold(draft: Draft, commit: Commit, *, where: str) -> None:
+    for index, action in enumerate(commit.actions):
+        try:
+            draft.apply(action, commit=commit.number, time=commit.time)
+        except UwsError as error:
+            raise FormatError(
+                f"{where}: action {index} does not follow from the commits before it: {error}",
+                kind="format/log",
+            ) from error
+
+
+def _create(storage: Storage) -> bool:
+    if storage.size(REGISTRY_DOCUMENT) is not None:
+        return False
+    stranger = next(iter(storage.list("")), None)
+    # Looked at again: another may have made the registry meanwhile, and then its own objects are no strangers.
+    if stranger is not None and storage.size(REGISTRY_DOCUMENT) is None:
+        raise InvalidInputError(
+            f"{storage.url} holds other files, such as {stranger!r}; a registry is made in an empty folder or a new one",
+            kind="invalid-input/not-empty",
+        )
+    document = RegistryDocument(id=new_nonce(), created=utc_now(), tool=tool_version())
+    return storage.put_if_absent(REGISTRY_DOCUMENT, document.to_bytes())
+
+
+def _no_registry(url: str) -> NotFoundError:
+    return NotFoundError(
+        f"there is no registry at {url}; make one with: uws-store init {url}", kind="not-found/registry"
+    )

@@ -1,0 +1,10 @@
+"""Bytes under paths: the one small interface that everything above reads and writes through."""
+
+from __future__ import annotations
+
+from uws_store.storage.local import LocalStorage
+from uws_store.storage.memory import MemoryStorage
+from uws_store.storage.opening import open_storage
+from uws_store.storage.protocol import Storage, check_path
+
+__all__ = ["LocalStorage", "MemoryStorage", "Storage", "check_path", "open_storage"]

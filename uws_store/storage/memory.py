@@ -1,0 +1,78 @@
+"""Objects in the memory of this process, for tests and for families that are not to be kept."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from uws_store.storage.protocol import check_path, missing, resolve_range
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["MemoryStorage"]
+
+
+class MemoryStorage:
+    """Objects in a dict behind a lock.
+
+    Parameters
+    ----------
+    name : str, optional
+        The name in ``memory://name``. A storage made here is private all the same: only
+        :func:`~uws_store.storage.open_storage` shares storages by name.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._objects: dict[str, bytes] = {}
+
+    @property
+    def url(self) -> str:
+        """``memory://`` and the name."""
+        return f"memory://{self.name}"
+
+    def __repr__(self) -> str:
+        return f"MemoryStorage({self.name!r})"
+
+    def read(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        """See :meth:`Storage.read`."""
+        data = self._objects.get(check_path(path))
+        if data is None:
+            raise missing(path, url=self.url)
+        offset, count = resolve_range(len(data), start, end, where=f"{self.url}/{path}")
+        return data[offset : offset + count]
+
+    def size(self, path: str) -> int | None:
+        """See :meth:`Storage.size`."""
+        data = self._objects.get(check_path(path))
+        return None if data is None else len(data)
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        """See :meth:`Storage.put_if_absent`; durable for as long as the process lives."""
+        check_path(path)
+        with self._lock:
+            if path in self._objects:
+                return False
+            self._objects[path] = bytes(data)
+            return True
+
+    def put(self, path: str, data: bytes) -> None:
+        """See :meth:`Storage.put`."""
+        check_path(path)
+        with self._lock:
+            self._objects[path] = bytes(data)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """See :meth:`Storage.list`."""
+        below = f"{check_path(prefix)}/" if prefix else ""
+        with self._lock:
+            found = sorted(path for path in self._objects if path.startswith(below))
+        return iter(found)
+
+    def delete(self, path: str) -> None:
+        """See :meth:`Storage.delete`."""
+        check_path(path)
+        with self._lock:
+            self._objects.pop(path, None)

@@ -1,0 +1,54 @@
+"""The bytes of a tensor: what digests are taken of and what private tensors are stored as.
+
+Little-endian, row-major, without padding, as safetensors stores them. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from uws_store.dtypes import DType
+from uws_store.errors import FormatError
+
+__all__ = ["bytes_of", "digest_of", "tensor_from_bytes"]
+
+
+def _view(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    view: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy() if flat.numel() else np.zeros(0, np.uint8)
+    return view
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """Copy a tensor's bytes."""
+    return _view(tensor).tobytes()
+
+
+def digest_of(tensor: torch.Tensor) -> bytes:
+    """SHA-256 of a tensor's bytes, 32 bytes."""
+    return hashlib.sha256(_view(tensor).data).digest()
+
+
+def tensor_from_bytes(data: bytes, *, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
+    """Make a tensor that owns a copy of the bytes.
+
+    Raises
+    ------
+    FormatError
+        When the length does not fit (kind ``format/size``).
+    """
+    expected = math.prod(shape) * dtype.size_bytes
+    if len(data) != expected:
+        raise FormatError(
+            f"a {dtype.name} tensor of shape {shape} has {expected} bytes, found {len(data)}",
+            kind="format/size",
+        )
+    if expected == 0:
+        return torch.empty(shape, dtype=dtype.torch)
+    flat = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+    return flat.view(dtype.torch).reshape(shape)

@@ -23,7 +23,7 @@ from uws_store.entropy import significance_order
 from uws_store.errors import FormatError, NotFoundError
 from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.basis import BasisDocument, SideRecord, StepRecord, TensorRecord
-from uws_store.metadata.group import from_group_bytes
+from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.storage import Storage
 from uws_store.store import ArrayReader
 from uws_store.subspace import QuantisedSide, side_from_integers, side_shape
@@ -32,6 +32,11 @@ __all__ = ["ARRAYS", "Basis", "Group", "Slot", "TensorBasis", "step_of"]
 
 ARRAYS = ("mean", "left", "right", "exponents", "profile", "shared")
 """Names of a basis's arrays."""
+
+_MAX_CLASS = 8191
+_MAX_EXPONENT = 60
+# A 16-bit integer that is lifted this far still fits 47 bits, so factors can be held as float64 or int64.
+_MAX_EXPONENT_SPREAD = 32
 
 
 def step_of(record: StepRecord) -> Step:
@@ -138,7 +143,8 @@ class TensorBasis:
         """Prove that canonical reconstruction of this core cannot round anywhere."""
         assert self.record.mean_grid is not None
         assert self.record.shift is not None
-        peak = float(self.mean_integers.abs().max()) if self.mean_integers.numel() else 0.0
+        # In float64: the smallest int32 has no absolute value in its own type.
+        peak = float(self.mean_integers.to(torch.float64).abs().max()) if self.mean_integers.numel() else 0.0
         bound = canonical.exactness_bound(
             core_pq,
             left=self.left,
@@ -196,7 +202,7 @@ class Basis:
 
     @classmethod
     def open(cls, storage: Storage, prefix: str, *, digest: str) -> Basis:
-        """Open a stored basis: one request for its document.
+        """Open a stored basis: two requests, for the size of its document and for the document.
 
         Raises
         ------
@@ -204,8 +210,14 @@ class Basis:
             When the document is missing, damaged or not the one that ``digest`` names.
         """
         where = f"{storage.url}/{prefix}/{layout.GROUP_PATH}"
+        path = f"{prefix}/{layout.GROUP_PATH}"
+        size = storage.size(path)
+        if size is not None and size > max_group_bytes(BasisDocument):
+            raise FormatError(
+                f"{where}: {size} bytes are too many for a basis's document", kind="format/size"
+            )
         try:
-            data = storage.read(f"{prefix}/{layout.GROUP_PATH}", start=0, end=None)
+            data = storage.read(path, start=0, end=size)
         except NotFoundError as error:
             raise FormatError(f"{where}: the basis is missing", kind="format/missing-object") from error
         found = hashlib.sha256(data).hexdigest()
@@ -296,9 +308,17 @@ class Basis:
             )
 
     def profile(self, name: str) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
-        """Row and column classes of one coded tensor, int16 (p,) and (q,)."""
+        """Row and column classes of one coded tensor, int16 (p,) and (q,).
+
+        Raises
+        ------
+        FormatError
+            When a class is so large that the sum of two could leave 16 bits (kind ``format/table``).
+        """
         slot = self.slots[name]
         whole = self._small("profile")[slot.profile[0] : slot.profile[1]].astype(np.int16)
+        if int(whole.max()) > _MAX_CLASS or int(whole.min()) < -_MAX_CLASS:
+            raise FormatError(f"{name}: a variance class is beyond {_MAX_CLASS}", kind="format/table")
         return whole[: slot.core_shape[0]], whole[slot.core_shape[0] :]
 
     def order(self, group: int) -> npt.NDArray[np.int64]:
@@ -378,8 +398,13 @@ def _side(
         torch.from_numpy(integers.astype(np.int16)),
         torch.from_numpy(exponents.astype(np.int16)),
     )
-    if int(stored.exponents.max()) > 60 or int(stored.exponents.min()) < -60:
-        raise FormatError(f"{name}: a factor's exponent is beyond 60", kind="format/table")
+    highest, lowest = int(stored.exponents.max()), int(stored.exponents.min())
+    if highest > _MAX_EXPONENT or lowest < -_MAX_EXPONENT or highest - lowest > _MAX_EXPONENT_SPREAD:
+        raise FormatError(
+            f"{name}: a factor's exponents run from {lowest} to {highest}; at most {_MAX_EXPONENT} and a spread of "
+            f"{_MAX_EXPONENT_SPREAD} are allowed",
+            kind="format/table",
+        )
     return side_from_integers(stored)
 
 

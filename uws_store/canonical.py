@@ -23,6 +23,7 @@ __all__ = [
     "Side",
     "Step",
     "exactness_bound",
+    "power_of_two",
     "reconstruct",
     "round_to_dtype",
 ]
@@ -222,7 +223,7 @@ def exactness_bound(
     return max(worst, total)
 
 
-def _power_of_two(exponents: torch.Tensor) -> torch.Tensor:
+def power_of_two(exponents: torch.Tensor) -> torch.Tensor:
     """``2**exponents`` in float64 from its bits, since a device's ``pow`` may be an ulp off; exponents in [-1022, 1023]."""
     return ((exponents.to(torch.int64) + 1023) << 52).view(torch.float64)
 
@@ -252,7 +253,7 @@ def round_to_dtype(values: torch.Tensor, dtype: DType) -> torch.Tensor:
         return values.clamp(-dtype.max_finite, dtype.max_finite).to(torch.float32)
     _, exponents = torch.frexp(values)
     quantum = torch.clamp(exponents - 1, min=dtype.min_exponent) - (dtype.precision - 1)
-    rounded = torch.round(values * _power_of_two(-quantum)) * _power_of_two(quantum)
+    rounded = torch.round(values * power_of_two(-quantum)) * power_of_two(quantum)
     # Exact in float32, so the last cast does not round.
     exact = rounded.clamp(-dtype.max_finite, dtype.max_finite).to(torch.float32)
     return exact.to(dtype.torch)

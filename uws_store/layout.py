@@ -72,8 +72,8 @@ _COMMIT = re.compile(r"^_log/([0-9]{20})\.json$")
 
 
 def commit_path(number: int) -> str:
-    """Path of a commit's log object; numbers start at 0 and sort as text."""
-    if not 0 <= number < 10**18:
+    """Path of a commit's log object; the first is 1, and paths sort as the numbers do."""
+    if not 1 <= number < 10**18:
         raise FormatError(f"commit number {number} is out of range", kind="format/commit-number")
     return f"{LOG_PREFIX}/{number:020d}.json"
 

@@ -22,7 +22,7 @@ from uws_store import layout
 from uws_store.basis import Basis, TensorBasis, step_of
 from uws_store.dtypes import DTYPES, DType
 from uws_store.errors import FidelityError, FormatError, NotFoundError
-from uws_store.metadata.group import from_group_bytes
+from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.metadata.model import LEAF_BYTES, ModelDocument
 from uws_store.residual import apply_residual, residual_dtype
 from uws_store.storage import Storage
@@ -109,7 +109,7 @@ class Model:
 
     @classmethod
     def open(cls, storage: Storage, prefix: str, *, digest: str, basis: Basis) -> Model:
-        """Open a stored model: one request for its document.
+        """Open a stored model: two requests, for the size of its document and for the document.
 
         Raises
         ------
@@ -325,7 +325,7 @@ def read_document(storage: Storage, prefix: str, *, digest: str) -> ModelDocumen
         raise FormatError(
             f"{where}: the model is missing though the log names it", kind="format/missing-object"
         )
-    if size > ModelDocument.max_bytes:
+    if size > max_group_bytes(ModelDocument):
         raise FormatError(f"{where}: {size} bytes are too many for a model's document", kind="format/size")
     try:
         data = storage.read(path)
@@ -342,15 +342,15 @@ def read_document(storage: Storage, prefix: str, *, digest: str) -> ModelDocumen
 
 def _sources(document: ModelDocument, basis: Basis, where: str) -> dict[str, Source]:
     """Lay out the model's tensors: the table without what is absent, then private tensors of other names."""
-    named = {name for name, _ in document.dtypes}
-    for name in (*document.absent, *named):
+    absent = frozenset(document.absent)
+    for name in absent:
         if name not in basis.table:
             raise FormatError(f"{where}: {name!r} is not in the basis's table", kind="format/model")
     private = _private_sources(document)
-    coded = _coded_sources(document, basis, where, without={*private, *document.absent})
+    coded = _coded_sources(document, basis, where, without={*private, *absent})
     found: dict[str, Source] = {}
     for record in basis.document.tensors:
-        if record.name in document.absent:
+        if record.name in absent:
             continue
         if record.name in private:
             found[record.name] = private[record.name]
@@ -407,4 +407,6 @@ def _coded_sources(
             width = residual_dtype(dtype)
             sources[name] = Source("coded", record.shape, dtype, start=at[width])
             at[width] += record.numel
+    for name in own.keys() - sources.keys():
+        raise FormatError(f"{where}: {name!r} has a dtype of its own and is not coded", kind="format/model")
     return sources

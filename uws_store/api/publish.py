@@ -170,7 +170,7 @@ def build(
         URL or path; made when it does not exist. By default ``UWS_STORE_REGISTRY``, else the user's data folder.
     bits, rel_error, change_error : float, optional
         At most one: bits per basis-coded parameter (mean over models, metadata counted); the largest
-        ``||W - W'|| / ||W||``; the largest ``||W - W'|| / ||W - mean||``. By default ``change_error=0.25``.
+        ``||W - W'|| / ||W||``; the largest ``||W - W'|| / ||W - mean||``. By default ``change_error=0.05``.
     exact : bool
         Also store what makes every tensor bit-identical.
     expect_models : int, optional

@@ -228,7 +228,8 @@ def export(
     if not path.parent.is_dir():
         raise NotFoundError(f"{path.parent} is no folder; make it first", kind="not-found/folder")
     tensors = weights.materialize()
-    metadata = dict(weights.model.document.source.metadata)
+    # transformers asks for the framework; everything else is the original's own.
+    metadata = {"format": "pt"} | dict(weights.model.document.source.metadata)
     write_safetensors(path, tensors, metadata, overwrite=overwrite)
     return ExportResult(
         family=family,

@@ -108,9 +108,9 @@ def assemble_basis(
 
 def _mean_on_grid(fit: TensorFit, step: Step) -> tuple[torch.Tensor, int] | None:
     """Round the mean to the power of two at or below half the step; None when that does not fit 32 bits."""
-    grid = -math.floor(math.log2(step.value / 2))
+    grid = fit.shift - math.floor(math.log2(step.value / 2))
     whole = torch.round(fit.mean * math.ldexp(1.0, grid))
-    if not bool(whole.abs().max() < _MEAN_LIMIT) or abs(grid) > 1000:
+    if not bool(whole.abs().max() < _MEAN_LIMIT) or abs(grid) > 256:
         return None
     return whole.to(torch.int32), grid
 
@@ -154,8 +154,8 @@ def _row(survey: TensorSurvey, fit: TensorFit | None, step: Step, groups: dict[s
         mode="coded",
         left=_side_record(fit.left),
         right=_side_record(fit.right),
-        mean_grid=-math.floor(math.log2(step.value / 2)),
-        shift=0,
+        mean_grid=fit.shift - math.floor(math.log2(step.value / 2)),
+        shift=fit.shift,
         group=groups[survey.name],
     )
 

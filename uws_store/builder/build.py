@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from uws_store.builder.fit import TensorFit, fit_tensor
 from uws_store.builder.members import Members, TensorSurvey
 from uws_store.builder.search import Fidelity, find_step, first_step
 from uws_store.canonical import Step
+from uws_store.plan import step_shift
 from uws_store.storage import MemoryStorage
 
 __all__ = ["BuiltBasis", "Progress", "build_basis", "encode_within"]
@@ -98,6 +99,7 @@ def build_basis(
         models,
         tuple(_sample(list(members.checkpoints), parameters)),
         (("expect-models", str(models)), ("fidelity", str(fidelity))),
+        _shifts(coded),
     )
     change_energy = sum(survey.change_energy for survey in coded)
     if not coded:
@@ -105,7 +107,9 @@ def build_basis(
     energy = sum(survey.energy for survey in coded)
     if change_energy == 0.0:
         # Members differ in dtype or in the sign of zeros alone: nothing to plan for, only a grid for the mean.
-        return zoo.assemble(zoo.fit(1.0, report), Step.nearest(2.0**-14 * math.sqrt(energy / parameters) or 1.0))
+        return zoo.assemble(
+            zoo.fit(1.0, report), Step.nearest(2.0**-14 * math.sqrt(energy / parameters) or 1.0)
+        )
     overhead = _overhead_bytes(len(surveys))
     guess = first_step(fidelity, energy=energy, change_energy=change_energy, parameters=parameters)
     fits = zoo.fit(guess, report)
@@ -144,6 +148,21 @@ def encode_within(
     return model
 
 
+def _shifts(coded: Sequence[TensorSurvey]) -> dict[str, int]:
+    """Give every tensor a step in proportion to its change (see :func:`uws_store.plan.step_shift`)."""
+    parameters = sum(math.prod(survey.shape) for survey in coded)
+    energy = sum(survey.change_energy for survey in coded)
+    return {
+        survey.name: step_shift(
+            own_energy=survey.change_energy,
+            own_parameters=math.prod(survey.shape),
+            energy=energy,
+            parameters=parameters,
+        )
+        for survey in coded
+    }
+
+
 def _sample(tasks: Sequence[str], parameters: int) -> list[str]:
     count = max(1, min(_SAMPLED_MODELS, len(tasks), _SAMPLED_COEFFICIENTS // max(1, parameters)))
     picked = np.linspace(0, len(tasks) - 1, count).round().astype(int)
@@ -164,13 +183,23 @@ class _Zoo:
     models: int
     sampled: tuple[str, ...]
     options: tuple[tuple[str, str], ...]
+    shifts: Mapping[str, int]
 
     def fit(self, step: float, report: Progress) -> list[TensorFit]:
         """Fit every coded tensor for a step."""
         coded = [survey for survey in self.surveys if survey.mode == "coded"]
         fits: list[TensorFit] = []
         for survey in coded:
-            fits.append(fit_tensor(self.members, survey, step=step, models=self.models, sampled=self.sampled))
+            fits.append(
+                fit_tensor(
+                    self.members,
+                    survey,
+                    step=step,
+                    shift=self.shifts[survey.name],
+                    models=self.models,
+                    sampled=self.sampled,
+                )
+            )
             report("fitting", len(fits), len(coded))
         return fits
 

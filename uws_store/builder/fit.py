@@ -14,6 +14,7 @@ from uws_store.builder.members import Members, TensorSurvey
 from uws_store.builder.transform import Analysis
 from uws_store.plan import Choice, SideChoice, choose_sides
 from uws_store.subspace import (
+    PROFILE_UNITS_PER_OCTAVE,
     QuantisedSide,
     block_moments,
     eigenvectors,
@@ -41,8 +42,10 @@ class TensorFit:
         The factors.
     rows, columns : torch.Tensor
         int16 variance classes, (p,) and (q,).
+    shift : int
+        The tensor's step is the family's times ``2**-shift``.
     samples : dict of str to torch.Tensor
-        Coefficients of the sampled tasks, float32, (p x q): for the search of the step.
+        Coefficients of the sampled tasks times ``2**shift``, float32, (p x q): for the search of the step.
     """
 
     survey: TensorSurvey
@@ -52,6 +55,7 @@ class TensorFit:
     right: QuantisedSide | None
     rows: torch.Tensor
     columns: torch.Tensor
+    shift: int
     samples: dict[str, torch.Tensor]
 
     @property
@@ -61,7 +65,7 @@ class TensorFit:
 
 
 def fit_tensor(
-    members: Members, survey: TensorSurvey, *, step: float, models: int, sampled: Iterable[str]
+    members: Members, survey: TensorSurvey, *, step: float, shift: int, models: int, sampled: Iterable[str]
 ) -> TensorFit:
     """Fit one tensor.
 
@@ -72,7 +76,9 @@ def fit_tensor(
     survey : TensorSurvey
         The tensor, of mode ``coded``.
     step : float
-        The step to plan for.
+        The family's step to plan for.
+    shift : int
+        The tensor's step is ``step * 2**-shift``.
     models : int
         Models the basis will serve.
     sampled : iterable of str
@@ -89,7 +95,7 @@ def fit_tensor(
     mean /= len(changes)
     for values in changes:
         values.sub_(mean)
-    choice = choose_sides(changes, step=step, models=models)
+    choice = choose_sides(changes, step=step * 2.0**-shift, models=models)
     left = _side(changes, choice.candidate.left, "left")
     right = _side(changes, choice.candidate.right, "right")
     analysis = Analysis(
@@ -104,10 +110,12 @@ def fit_tensor(
         squared = coefficients.square()
         variance = squared if variance is None else variance + squared
         if task in wanted:
-            samples[task] = coefficients.to(torch.float32)
+            samples[task] = (coefficients * 2.0**shift).to(torch.float32)
     assert variance is not None
     rows, columns = separable_profile(variance / len(changes))
-    return TensorFit(survey, mean, choice, left, right, rows, columns, samples)
+    # Classes order integers, and a finer step makes larger ones.
+    rows = rows + PROFILE_UNITS_PER_OCTAVE * shift
+    return TensorFit(survey, mean, choice, left, right, rows, columns, shift, samples)
 
 
 def _side(changes: Sequence[torch.Tensor], choice: SideChoice | None, side: str) -> QuantisedSide | None:

@@ -50,8 +50,8 @@ class Fidelity:
         return f"{self.kind} {self.value:g}"
 
 
-DEFAULT_FIDELITY = Fidelity("change-error", 0.25)
-"""Careful on purpose: a quarter of what distinguishes a model from the mean may be noise (-12 dB)."""
+DEFAULT_FIDELITY = Fidelity("change-error", 0.05)
+"""Careful on purpose: nothing is known yet of how much error these models bear (-26 dB of what sets them apart)."""
 
 
 def first_step(fidelity: Fidelity, *, energy: float, change_energy: float, parameters: int) -> float:
@@ -142,11 +142,15 @@ def _scorer(
     )
     allowed = fidelity.value**2 * reference
 
+    unscale = torch.from_numpy(
+        np.concatenate([np.full(fit.coefficients, 2.0**-fit.shift, np.float32) for fit in fits])[order]
+    )
+
     def error(step: float) -> float:
         worst = 0.0
         for sequence in sequences:
-            whole = quantise(sequence, step)
-            worst = max(worst, float((sequence - whole * step).to(torch.float64).square().sum()))
+            difference = (sequence - quantise(sequence, step) * step) * unscale
+            worst = max(worst, float(difference.to(torch.float64).square().sum()))
         return worst - allowed
 
     return error

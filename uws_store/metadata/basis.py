@@ -82,7 +82,7 @@ class TensorRecord(Part):
     tied_to: TensorName | None = None
     left: SideRecord | None = None
     right: SideRecord | None = None
-    mean_grid: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+    mean_grid: Annotated[int, Field(ge=-256, le=256)] | None = None
     shift: Annotated[int, Field(ge=-64, le=64)] | None = None
     group: Annotated[int, Field(ge=0, le=MAX_TENSORS)] | None = None
 

@@ -37,6 +37,9 @@ MAX_DEPTH = 32
 TAG_FIELD = "op"
 """The field that tells members of a union apart, in every document; it makes error locations exact."""
 
+_MARKERS = ("uws", "kind")
+"""Fields of a document that say what it is; the tag of a union is demanded by pydantic itself."""
+
 _MIN_INT = -(2**63)
 _MAX_INT = 2**63 - 1
 _LONGEST_INT = len(str(_MIN_INT))
@@ -56,7 +59,7 @@ _PROBLEM_KINDS = {
 
 def _require_markers(schema: dict[str, Any]) -> None:
     # They have defaults, so that code need not repeat them, and no document may leave them out.
-    marked = [name for name in ("uws", TAG_FIELD) if name in schema.get("properties", {})]
+    marked = [name for name in (*_MARKERS, TAG_FIELD) if name in schema.get("properties", {})]
     schema["required"] = [*marked, *(name for name in schema.get("required", []) if name not in marked)]
 
 
@@ -123,9 +126,13 @@ class Document(Part):
             )
         _check_version(raw, where=where)
         problems: list[Problem] = []
-        if "uws" not in raw:
-            problems.append(Problem("/uws", "format/missing-field", "Field required"))
-        elif raw["uws"] == FORMAT_VERSION and type(raw["uws"]) is not int:  # Python takes true and 1.0 for 1
+        problems += [
+            Problem(f"/{name}", "format/missing-field", "Field required")
+            for name in _MARKERS
+            if name in cls.model_fields and name not in raw
+        ]
+        # Python takes true and 1.0 for 1.
+        if raw.get("uws") == FORMAT_VERSION and type(raw["uws"]) is not int:
             problems.append(Problem("/uws", "format/type", "Input should be a valid integer"))
         try:
             # From the bytes and not from `raw`: only there does strict mode take a JSON array for a tuple.

@@ -11,7 +11,7 @@ from typing import TypeVar
 from uws_store.errors import FormatError
 from uws_store.metadata.document import Document
 
-__all__ = ["ATTRIBUTE", "PLAIN_GROUP", "from_group_bytes", "to_group_bytes"]
+__all__ = ["ATTRIBUTE", "PLAIN_GROUP", "from_group_bytes", "max_group_bytes", "to_group_bytes"]
 
 ATTRIBUTE = "uws_store"
 """The attribute of a group that holds our document."""
@@ -23,6 +23,11 @@ _HEAD = b'{"attributes":{"' + ATTRIBUTE.encode() + b'":'
 _TAIL = b'},"node_type":"group","zarr_format":3}'
 
 D = TypeVar("D", bound=Document)
+
+
+def max_group_bytes(cls: type[Document]) -> int:
+    """Longest group document of a class, in bytes; a reader looks at the size before it reads."""
+    return len(_HEAD) + cls.max_bytes + len(_TAIL)
 
 
 def to_group_bytes(document: Document) -> bytes:

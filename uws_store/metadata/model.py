@@ -193,6 +193,10 @@ class ModelDocument(Document):
             raise ValueError("a private tensor stands twice")
         if set(names) & set(self.absent):
             raise ValueError("a tensor is both private and absent")
+        if len(set(self.absent)) != len(self.absent):
+            raise ValueError("an absent tensor stands twice")
+        if len({name for name, _ in self.dtypes}) != len(self.dtypes):
+            raise ValueError("a tensor has two dtypes")
         stored = sum(record.size_bytes for record in self.private)
         found = self.private_bytes.length if self.private_bytes else 0
         if stored != found:

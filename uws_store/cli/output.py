@@ -1,0 +1,225 @@
+"""What a command prints: one JSON document, bare names, or tables for people; progress and notices beside it.
+
+Owns both streams, the units of numbers and how untrusted text is made harmless. Must not know what the commands do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from rich import box, filesize
+from rich.console import Console, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+__all__ = [
+    "Output",
+    "PipeClosedError",
+    "as_plain",
+    "columns",
+    "error_console",
+    "facts",
+    "number",
+    "printable",
+    "ratio",
+    "size",
+]
+
+# What is no terminal has no width: a table in a file or a pipe is as wide as what it holds.
+_UNLIMITED = 4096
+# Marks that reorder the text around them: what is shown must be what is there.
+_DIRECTION_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_SHOWN = 5
+
+
+class PipeClosedError(Exception):
+    """Whoever read the output has gone. Never leaves the command line."""
+
+
+class _Console(Console):
+    """A console that lets the caller decide what a closed pipe means."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave the exit code to the program; rich would exit with 1, which here means "something is wrong"."""
+        raise PipeClosedError
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _UNLIMITED
+    # Names come from files: they are neither markup nor emoji codes.
+    return _Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+def error_console() -> Console:
+    """Make the console for what is no result: progress, notices, errors."""
+    return _console(stderr=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a command's results go.
+
+    Attributes
+    ----------
+    as_json : bool
+        One JSON document on stdout, and nothing else there.
+    quiet : bool
+        Names only, one per line; no progress and no notices.
+    """
+
+    as_json: bool
+    quiet: bool
+
+    @property
+    def for_people(self) -> bool:
+        """Whether tables are wanted."""
+        return not self.as_json and not self.quiet
+
+    def document(self, value: object) -> None:
+        """Print a result as JSON: dataclasses become objects with their fields as keys."""
+        # ASCII: what json escapes stays valid in any encoding a pipe may have.
+        self._write(json.dumps(as_plain(value), indent=2, allow_nan=False) + "\n")
+
+    def names(self, names: Iterable[str]) -> None:
+        """Print names, one per line."""
+        self._write("".join(f"{printable(name)}\n" for name in names))
+
+    def show(self, *parts: RenderableType) -> None:
+        """Print text and tables for people, on stdout."""
+        console = _console(stderr=False)
+        for part in parts:
+            if isinstance(part, str):
+                console.print(Text(printable(part)), soft_wrap=False)
+            else:
+                console.print(part)
+
+    def notice(self, text: str) -> None:
+        """Print a remark on stderr, unless it is to be quiet."""
+        if not self.quiet:
+            error_console().print(Text(printable(text)))
+
+    def notices(self, heading: str, texts: Sequence[str], *, hint: str = "") -> None:
+        """Print the first of many remarks and how many more there are."""
+        if texts:
+            lines = [f"{heading}:", *(f"  {text}" for text in texts[:_SHOWN])]
+            if len(texts) > _SHOWN:
+                lines.append(f"  and {len(texts) - _SHOWN} more" + (f" ({hint})" if hint else ""))
+            self.notice("\n".join(lines))
+
+    @staticmethod
+    def _write(text: str) -> None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise PipeClosedError from error
+
+
+def as_plain(value: object) -> object:
+    """Turn results into what JSON has.
+
+    Parameters
+    ----------
+    value : object
+        Dataclasses, mappings, sequences, paths, text and numbers, nested.
+
+    Returns
+    -------
+    object
+        Numbers that JSON has not (NaN, infinity) become None.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_plain(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(held) for held in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def printable(text: str) -> str:
+    """Write control characters out, so that a name from a file cannot drive the terminal."""
+    return "".join(character if _is_shown(character) else ascii(character)[1:-1] for character in text)
+
+
+def _is_shown(character: str) -> bool:
+    if character in "\n\t":
+        return True
+    return (
+        unicodedata.category(character) not in {"Cc", "Cs", "Zl", "Zp"} and character not in _DIRECTION_MARKS
+    )
+
+
+def size(size_bytes: float) -> str:
+    """Write a number of bytes for people, in powers of 1000: ``17.3 kB``."""
+    return filesize.decimal(round(size_bytes))
+
+
+def number(value: float) -> str:
+    """Write a number with three significant digits."""
+    if not math.isfinite(value):
+        return str(value)
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    digits = 3 - math.ceil(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(0, min(6, digits))}f}"
+
+
+def ratio(whole: float, part: float) -> str:
+    """Write how many times larger one number of bytes is: ``14.2x``."""
+    return f"{number(whole / part)}x" if part else "-"
+
+
+def columns(headings: Mapping[str, str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """Lay out rows under headings.
+
+    Parameters
+    ----------
+    headings : Mapping of str to str
+        Each column's heading and its kind: ``"name"`` folds where the terminal is narrow, ``"number"`` is right
+        aligned and kept whole, ``"word"`` is kept whole, ``"text"`` is folded last.
+    rows : iterable of sequences
+        Cells.
+    """
+    table = Table(
+        *(
+            Column(
+                heading,
+                justify="right" if kind == "number" else "left",
+                no_wrap=kind in {"number", "word"},
+                overflow="fold",
+                min_width=12 if kind == "name" else None,
+            )
+            for heading, kind in headings.items()
+        ),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1),
+        header_style="bold",
+    )
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
+    return table
+
+
+def facts(rows: Iterable[tuple[str, str, str]]) -> Table:
+    """Lay out facts: what, how much, and a remark."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(style="dim", overflow="fold")
+    for what, value, remark in rows:
+        table.add_row(Text(f"  {what}"), Text(printable(value)), Text(printable(remark)))
+    return table

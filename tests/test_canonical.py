@@ -11,7 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uws_store.canonical import EXACT_LIMIT, FRACTION_BITS, Side, Step, exactness_bound, reconstruct, round_to_dtype
+from uws_store.canonical import (
+    EXACT_LIMIT,
+    FRACTION_BITS,
+    Side,
+    Step,
+    exactness_bound,
+    reconstruct,
+    round_to_dtype,
+)
 from uws_store.dtypes import DTYPES
 from uws_store.subspace import eigenvectors, quantise_side, side_from_integers
 
@@ -27,8 +35,11 @@ def _side(rng: np.random.Generator, size: int, block: int, rank: int) -> Side:
     return side_from_integers(quantise_side(blocks, size=size, block=block, rank=rank))
 
 
-def _by_fractions(core: torch.Tensor, left: Side | None, right: Side | None, step: Step, shift: int) -> list[list[Fraction]]:
+def _by_fractions(
+    core: torch.Tensor, left: Side | None, right: Side | None, step: Step, shift: int
+) -> list[list[Fraction]]:
     """The definition, in rational arithmetic, summed backwards."""
+
     def dense(side: Side | None, columns: int) -> list[list[Fraction]]:
         if side is None:
             return [[Fraction(int(i == j)) for j in range(columns)] for i in range(columns)]
@@ -46,14 +57,18 @@ def _by_fractions(core: torch.Tensor, left: Side | None, right: Side | None, ste
     right_rows, left_rows = dense(right, q), dense(left, p)
     first = [
         [
-            Fraction(round(sum(Fraction(int(core[i, j])) * r[j] for j in reversed(range(q))) * 2**FRACTION_BITS), 2**FRACTION_BITS)
+            Fraction(
+                round(sum(Fraction(int(core[i, j])) * r[j] for j in reversed(range(q))) * 2**FRACTION_BITS),
+                2**FRACTION_BITS,
+            )
             for r in right_rows
         ]
         for i in range(p)
     ]
     scale = Fraction(step.mantissa) * Fraction(2) ** (step.exponent - shift)
     return [
-        [scale * sum(l[i] * first[i][n] for i in reversed(range(p))) for n in range(len(right_rows))] for l in left_rows
+        [scale * sum(row[i] * first[i][n] for i in reversed(range(p))) for n in range(len(right_rows))]
+        for row in left_rows
     ]
 
 
@@ -92,7 +107,9 @@ def test_any_order_of_summation_gives_the_same_bits() -> None:
     rows, columns = torch.from_numpy(rng.permutation(48)), torch.from_numpy(rng.permutation(80))
     shuffled_left = Side(48, 48, 48, (left.integers[0][:, rows],), left.grid)
     shuffled_right = Side(80, 80, 80, (right.integers[0][:, columns],), right.grid)
-    shuffled = reconstruct(core[rows][:, columns], left=shuffled_left, right=shuffled_right, step=step, shift=0)
+    shuffled = reconstruct(
+        core[rows][:, columns], left=shuffled_left, right=shuffled_right, step=step, shift=0
+    )
     assert torch.equal(plain, shuffled)
 
 
@@ -104,12 +121,21 @@ def test_the_bound_is_never_below_the_true_sums(seed: int, big: int, exponent: i
     core = torch.from_numpy(rng.integers(-big, big + 1, (left.columns, right.columns)).astype(np.float64))
     step = Step(255, exponent)
     bound = exactness_bound(core, left=left, right=right, step=step, shift=0, mean_bound=1.0, mean_grid=20)
-    rows_n = [[sum(abs(int(c)) * abs(int(r)) for c, r in zip(row, col, strict=True)) for col in right.integers[0]] for row in core]
+    rows_n = [
+        [sum(abs(int(c)) * abs(int(r)) for c, r in zip(row, col, strict=True)) for col in right.integers[0]]
+        for row in core
+    ]
     first = [[Fraction(x) * Fraction(2) ** (FRACTION_BITS - right.grid) for x in row] for row in rows_n]
     assert bound >= max(max(row) for row in rows_n)
-    dense = torch.block_diag(*left.integers)
+    dense = torch.zeros(left.size, left.columns, dtype=torch.float64)
+    row = column = 0
+    for block in left.integers:
+        dense[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
     second = max(
-        sum(abs(int(dense[m, i])) * first[i][n] for i in range(left.columns)) for m in range(6) for n in range(9)
+        sum(abs(int(dense[m, i])) * first[i][n] for i in range(left.columns))
+        for m in range(6)
+        for n in range(9)
     )
     assert bound >= second
 
@@ -135,7 +161,9 @@ def test_every_representable_value_rounds_to_itself(name: str) -> None:
     elif dtype.size_bytes == 2:
         bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     else:
-        bits = torch.randint(-(2**31), 2**31 - 1, (4096,), dtype=torch.int64, generator=torch.Generator().manual_seed(1))
+        bits = torch.randint(
+            -(2**31), 2**31 - 1, (4096,), dtype=torch.int64, generator=torch.Generator().manual_seed(1)
+        )
         bits = bits if dtype.size_bytes == 8 else bits.to(torch.int32)
     values = bits.view(dtype.torch)
     finite = values[torch.isfinite(values.to(torch.float64))]

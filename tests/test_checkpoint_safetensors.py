@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from uws_store.checkpoint import TensorInfo, open_checkpoint, scan_zoo, write_safetensors
+from uws_store.checkpoint.safetensors_file import SafetensorsFile
 from uws_store.dtypes import DTYPES, DType
 from uws_store.errors import FormatError, InvalidInputError, NotFoundError, StorageError, UwsError
 
@@ -290,6 +292,17 @@ def test_a_checkpoint_that_changes_while_it_is_open_is_refused(tmp_path: Path) -
             with pytest.raises(InvalidInputError) as error:
                 call()
             assert error.value.kind == "invalid-input/checkpoint-changed"
+
+
+def test_a_checkpoint_that_changes_while_its_digest_is_made_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {"w": torch.zeros(3)})
+    digest: Any = types.SimpleNamespace(update=lambda _: path.write_bytes(b"other"))
+    file = SafetensorsFile(path)
+    with pytest.raises(InvalidInputError) as error:
+        file.update_digest(digest)
+    assert error.value.kind == "invalid-input/checkpoint-changed"
+    file.close()
 
 
 def test_a_closed_checkpoint_does_not_read(tmp_path: Path) -> None:

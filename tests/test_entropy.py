@@ -73,7 +73,10 @@ def test_a_stream_that_claims_much_allocates_little() -> None:
 def test_significance_order_is_a_stable_sort_by_falling_class(seed: int, tensors: int) -> None:
     rng = np.random.default_rng(seed)
     profiles = [
-        (rng.integers(-9, 9, rng.integers(1, 6)).astype(np.int16), rng.integers(-9, 9, rng.integers(1, 6)).astype(np.int16))
+        (
+            rng.integers(-9, 9, rng.integers(1, 6)).astype(np.int16),
+            rng.integers(-9, 9, rng.integers(1, 6)).astype(np.int16),
+        )
         for _ in range(tensors)
     ]
     classes = [int(r) + int(c) for rows, columns in profiles for r in rows for c in columns]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -167,6 +166,17 @@ class TestDamage:
         assert caught.value.kind == "format/size"
         assert path not in {request.path for request in counting.reads}
 
+    def test_commits_that_arrive_between_two_looks_are_not_a_gap(self, storage: MemoryStorage) -> None:
+        class Growing(CountingStorage):
+            def size(self, path: str) -> int | None:
+                if path == commit_path(7) and self.inner.size(path) is None:
+                    other = Registry.over(self.inner)
+                    for _ in range(2):
+                        other.publish(next_models("seven"))
+                return super().size(path)
+
+        assert Registry.over(Growing(storage)).state().number == 7
+
     def test_a_state_that_was_read_survives_a_damaged_commit(self, storage: MemoryStorage) -> None:
         registry = Registry.over(storage)
         good = registry.state()
@@ -197,9 +207,8 @@ class TestLostAnswers:
         return FaultyStorage(storage)
 
     @pytest.fixture(autouse=True)
-    def no_waiting(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def no_waiting(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(registry_module, "_LONGEST_WAIT_S", 0.0)
-        yield
 
     @pytest.mark.parametrize("fault", [lose_the_answer, repeat_the_request])
     def test_a_commit_that_arrived_is_not_published_twice(self, faulty: FaultyStorage, fault: object) -> None:
@@ -250,6 +259,19 @@ class TestLostAnswers:
         assert commit.number == 7
         assert Registry.over(faulty.inner).resolve("digits", "seven").version == 6
 
+    def test_publishing_does_not_set_back_what_another_thread_has_read(self, faulty: FaultyStorage) -> None:
+        registry = Registry.over(faulty)
+
+        def be_overtaken(inner: Storage, path: str, data: bytes) -> bool:
+            created = inner.put_if_absent(path, data)
+            Registry.over(inner).publish(next_models("seven"))
+            assert registry.state().number == 7  # as another thread would do
+            return created
+
+        faulty.fault = be_overtaken
+        assert registry.publish(next_models("seven")).number == 6
+        assert registry.state(refresh=False).number == 7
+
     def test_an_object_said_to_exist_that_is_not_there_is_tried_again(self, faulty: FaultyStorage) -> None:
         registry = Registry.over(faulty)
         faulty.fault = lambda *_: False
@@ -268,12 +290,6 @@ class TestLostAnswers:
         assert caught.value.kind == "storage/unknown-outcome"
 
     def test_a_writer_that_never_wins_gives_up(self, storage: MemoryStorage) -> None:
-        class AlwaysSecond(CountingStorage):
-            def put_if_absent(self, path: str, data: bytes) -> bool:
-                super().put_if_absent(path, data)
-                Registry.over(self.inner)
-                return False
-
         class OthersFirst(CountingStorage):
             def put_if_absent(self, path: str, data: bytes) -> bool:
                 other = Registry.over(self.inner)
@@ -306,16 +322,17 @@ def test_a_full_disk_leaves_the_registry_as_it_was(tmp_path: Path, monkeypatch: 
     registry = Registry.init(str(tmp_path))
     registry.publish(found_family())
     before = {path: registry.storage.read(path) for path in registry.storage.list("")}
-    for call in ("write", "link", "open"):
+    real_open = os.open
+
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    def fail_to_create(path: str, flags: int, *mode: int) -> int:
+        return fail() if flags & os.O_CREAT else real_open(path, flags, *mode)
+
+    for call, failing in (("write", fail), ("link", fail), ("open", fail_to_create)):
         with monkeypatch.context() as patch:
-            real_open = os.open
-
-            def fail(*arguments: object, call: str = call, **options: object) -> int:
-                if call == "open" and not int(str(arguments[1])) & os.O_CREAT:
-                    return real_open(*arguments, **options)  # type: ignore[arg-type]
-                raise OSError(28, "No space left on device")
-
-            patch.setattr(os, call, fail)
+            patch.setattr(os, call, failing)
             with pytest.raises(UwsError) as caught:
                 registry.publish(next_models("seven"))
         assert caught.value.kind == "storage/no-space"

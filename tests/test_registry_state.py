@@ -191,5 +191,5 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_module, "_LONGEST_WAIT_S", 0.0)
 
 
-class TestPublications(Publications.TestCase):  # type: ignore[misc]
-    settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestPublications = Publications.TestCase
+TestPublications.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -107,7 +107,7 @@ def step_shift(*, own_energy: float, own_parameters: int, energy: float, paramet
 
     Steps in proportion to a tensor's own change keep every layer's relative error alike. One step for all minimises
     the squared error of the whole and may spend all of it on a small layer that matters: at equal bits the digits
-    ViTs score alike either way, and the ANI potentials are ten times nearer to the original energies. Tensors of
+    ViTs score alike either way, and the ANI potentials come several times nearer to the original energies. Tensors of
     next to no elements are made finer still, since they cost nothing.
 
     Parameters

@@ -281,8 +281,8 @@ class _Encoding:
             )
         arrays |= self._pack_residuals()
         records = {name: array.record for name, array in arrays.items()}
-        own_types = set(self.dtypes.values())
-        uniform = own_types.pop() if len(own_types) == 1 and len(self.dtypes) == len(self.errors) else None
+        own_types = {self.dtypes.get(name, self.basis.table[name].dtype) for name in self.errors}
+        uniform = own_types.pop() if self.dtypes and len(own_types) == 1 else None
         table_names = [record.name for record in self.basis.document.tensors]
         extra = [record.name for record, _ in self.private if record.name not in self.basis.table]
         order = [name for name in (*table_names, *extra) if name in self.compact_digests]

@@ -17,7 +17,7 @@ import torch
 from uws_store import layout
 from uws_store.builder.fit import TensorFit
 from uws_store.entropy import encode_integers, significance_order
-from uws_store.errors import InvalidInputError
+from uws_store.errors import FidelityError, InvalidInputError
 from uws_store.quantize import quantise
 
 __all__ = ["DEFAULT_FIDELITY", "Fidelity", "find_step", "first_step"]
@@ -52,6 +52,10 @@ class Fidelity:
 
 DEFAULT_FIDELITY = Fidelity("change-error", 0.05)
 """Careful on purpose: nothing is known yet of how much error these models bear (-26 dB of what sets them apart)."""
+
+
+_OCTAVES = 24
+"""How far from the first guess the step is looked for, either way."""
 
 
 def first_step(fidelity: Fidelity, *, energy: float, change_energy: float, parameters: int) -> float:
@@ -94,18 +98,31 @@ def find_step(fits: Sequence[TensorFit], fidelity: Fidelity, *, start: float, ov
     -------
     float
         Within 0.2 % in the step.
+
+    Raises
+    ------
+    FidelityError
+        When the bits would not even pay for the metadata (``fidelity/bits``).
     """
     score = _scorer(fits, fidelity, overhead_bytes=overhead_bytes)
     # Bits fall and errors grow with the step; both are written as "positive means the step may not grow further".
     low = high = start
-    for _ in range(60):
+    for _ in range(_OCTAVES):
         if score(low) <= 0:
             break
         low /= 2
-    for _ in range(60):
+    for _ in range(_OCTAVES):
         if score(high) > 0:
             break
         high *= 2
+    else:
+        if fidelity.kind == "bits":
+            raise FidelityError(
+                f"{fidelity.value:g} bits per parameter cannot be met: at the coarsest step a model still takes "
+                f"{fidelity.value - score(high):.3g}, nearly all of it metadata; ask for more bits, or keep models this "
+                "small as safetensors",
+                kind="fidelity/bits",
+            )
     while high / low > 1.002:
         middle = math.sqrt(low * high)
         if score(middle) <= 0:

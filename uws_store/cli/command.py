@@ -95,15 +95,15 @@ class _Body(Protocol):
     def __call__(self, *, output: Output, registry: str | None, **options: Any) -> None: ...  # noqa: ANN401 - each has its own
 
 
-def command(*examples: Example) -> Callable[[Callable[..., None]], Command]:
+def command(name: str, *examples: Example) -> Callable[[Callable[..., None]], Command]:
     """Make a command of a function.
 
     The function is called with its own options by name, ``registry`` (None for the default) and ``output``. Its
-    docstring is the help, its name the command's.
+    docstring is the help.
     """
 
     def make(body: Callable[..., None]) -> Command:
-        return click.command(cls=Command, examples=examples)(_with_shared_options(body))
+        return click.command(name, cls=Command, examples=examples)(_with_shared_options(body))
 
     return make
 

@@ -16,6 +16,7 @@ __all__ = ["COMMANDS"]
 
 
 @command(
+    "init",
     Example("uws-store init /srv/models", "a folder that a team shares"),
     Example("uws-store init", "the default registry"),
 )
@@ -34,7 +35,8 @@ def init(*, url: str | None, output: Output, registry: str | None) -> None:
 
 
 @command(
-    Example("uws-store build zoo/ --family vit-digits", "with the default, --change-error 0.25"),
+    "build",
+    Example("uws-store build zoo/ --family vit-digits", "with the default fidelity"),
     Example("uws-store build zoo/ --family vit-digits --bits 0.8", "with a number of bits"),
     Example("uws-store build zoo/ --family vit-digits --exact", "and be able to restore every bit"),
     Example("uws-store build zoo/ --family vit-digits --expect-models 500", "when many more will be added"),
@@ -57,7 +59,7 @@ def init(*, url: str | None, output: Output, registry: str | None) -> None:
     "--change-error",
     type=float,
     metavar="NUMBER",
-    help="Largest error relative to the change, ||W - W'|| / ||W - mean||. Above 0, at most 1. Default: 0.25.",
+    help="Largest error relative to the change, ||W - W'|| / ||W - mean||. Above 0, at most 1. Default: 0.05.",
 )
 @click.option("--exact", is_flag=True, help="Also store what makes every tensor bit-identical.")
 @click.option(
@@ -87,8 +89,8 @@ def build(
     """Build a family from a zoo: one basis, and every model stored in it.
 
     ZOO is a folder with one checkpoint file or folder per task (safetensors, or a file that torch.load can read with
-    weights_only=True), or a manifest (.json). A file's stem is the task's name. At most one of --bits, --rel-error
-    and --change-error says how close the models are kept.
+    weights_only=True), or a manifest (.json). A file's stem is the task's name. How close the models are
+    kept is said by one of --bits, --rel-error and --change-error.
     """
     from uws_store.cli.publish import run_build
 
@@ -107,6 +109,7 @@ def build(
 
 
 @command(
+    "add",
     Example("uws-store add new.safetensors --family vit-digits", "as task new"),
     Example(
         "uws-store add run-12/ --family vit-digits --task digits-bold --exact",
@@ -132,6 +135,7 @@ def add(
 
 
 @command(
+    "list",
     Example("uws-store list", "the families"),
     Example("uws-store list vit-digits", "the models of one"),
     Example("uws-store list 'vit-*/task-0?' --quiet", "names for a script"),
@@ -148,6 +152,7 @@ def list_(*, pattern: str | None, output: Output, registry: str | None) -> None:
 
 
 @command(
+    "show",
     Example("uws-store show vit-digits", "a family and its models"),
     Example("uws-store show vit-digits/task-07", "one model"),
     Example("uws-store show vit-digits/task-07@1 vit-digits/task-07@2", "two versions of it"),
@@ -164,6 +169,7 @@ def show(*, names: tuple[str, ...], output: Output, registry: str | None) -> Non
 
 
 @command(
+    "verify",
     Example("uws-store verify vit-digits", "every object and every tensor's digest"),
     Example("uws-store verify vit-digits --against zoo/", "and the distance to the originals"),
 )
@@ -182,10 +188,12 @@ def verify(
     from uws_store.cli.restore import run_verify
 
     family, task = _one_model(family, task)
-    run_verify(family, task, against=against, output=output, registry=registry)
+    if not run_verify(family, task, against=against, output=output, registry=registry):
+        click.get_current_context().exit(1)
 
 
 @command(
+    "export",
     Example("uws-store export vit-digits task-07 -o task-07.safetensors", "one model"),
     Example("uws-store export vit-digits task-07 -o old.safetensors --revision 1", "an older version"),
     Example("uws-store export vit-digits --all -o restored/ --tier exact", "the whole zoo, bit-identical"),

@@ -5,25 +5,34 @@ Owns both streams, the units of numbers and how untrusted text is made harmless.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import TextIO
 
 from rich import box, filesize
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
+
+from uws_store.errors import StorageError
 
 __all__ = [
     "Output",
     "PipeClosedError",
     "as_plain",
     "columns",
+    "counted",
+    "drop",
     "error_console",
     "facts",
     "number",
@@ -51,16 +60,20 @@ class _Console(Console):
         raise PipeClosedError
 
 
-def _console(*, stderr: bool) -> Console:
-    stream = sys.stderr if stderr else sys.stdout
+def _console(stream: TextIO) -> Console:
     width = None if stream.isatty() else _UNLIMITED
     # Names come from files: they are neither markup nor emoji codes.
-    return _Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    return _Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+
+
+def _print(console: Console, parts: Iterable[RenderableType]) -> None:
+    for part in parts:
+        console.print(Text(printable(part)) if isinstance(part, str) else part)
 
 
 def error_console() -> Console:
     """Make the console for what is no result: progress, notices, errors."""
-    return _console(stderr=True)
+    return _console(sys.stderr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +107,27 @@ class Output:
 
     def show(self, *parts: RenderableType) -> None:
         """Print text and tables for people, on stdout."""
-        console = _console(stderr=False)
-        for part in parts:
-            if isinstance(part, str):
-                console.print(Text(printable(part)), soft_wrap=False)
-            else:
-                console.print(part)
+        console = _console(sys.stdout)
+        if console.is_terminal:
+            _print(console, parts)
+        else:
+            # Cells are padded to their columns' width; a file or a pipe need not hold that.
+            text = io.StringIO()
+            _print(_console(text), parts)
+            self._write("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
 
     def notice(self, text: str) -> None:
         """Print a remark on stderr, unless it is to be quiet."""
         if not self.quiet:
             error_console().print(Text(printable(text)))
 
-    def notices(self, heading: str, texts: Sequence[str], *, hint: str = "") -> None:
+    def notices(self, heading: str, texts: Sequence[str]) -> None:
         """Print the first of many remarks and how many more there are."""
-        if texts:
-            lines = [f"{heading}:", *(f"  {text}" for text in texts[:_SHOWN])]
-            if len(texts) > _SHOWN:
-                lines.append(f"  and {len(texts) - _SHOWN} more" + (f" ({hint})" if hint else ""))
-            self.notice("\n".join(lines))
+        if texts and not self.quiet:
+            self.notice(f"{heading}:")
+            more = [f"and {len(texts) - _SHOWN} more (--json gives all)"] if len(texts) > _SHOWN else []
+            for text in [*texts[:_SHOWN], *more]:
+                error_console().print(Padding(Text(printable(text)), (0, 0, 0, 2), expand=False))
 
     @staticmethod
     def _write(text: str) -> None:
@@ -121,6 +136,20 @@ class Output:
             sys.stdout.flush()
         except BrokenPipeError as error:
             raise PipeClosedError from error
+        except OSError as error:
+            drop(sys.stdout)
+            raise StorageError(
+                f"the result cannot be written to stdout: {error}", kind="storage/io"
+            ) from error
+
+
+def drop(*streams: TextIO) -> None:
+    """Let what streams still hold go nowhere, where the interpreter's last flush would complain of it."""
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def as_plain(value: object) -> object:
@@ -177,6 +206,11 @@ def number(value: float) -> str:
     return f"{value:.{max(0, min(6, digits))}f}"
 
 
+def counted(count: int, thing: str) -> str:
+    """Write a number of things: ``1 model``, ``2 models``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def ratio(whole: float, part: float) -> str:
     """Write how many times larger one number of bytes is: ``14.2x``."""
     return f"{number(whole / part)}x" if part else "-"
@@ -189,7 +223,7 @@ def columns(headings: Mapping[str, str], rows: Iterable[Sequence[str | Text]]) -
     ----------
     headings : Mapping of str to str
         Each column's heading and its kind: ``"name"`` folds where the terminal is narrow, ``"number"`` is right
-        aligned and kept whole, ``"word"`` is kept whole, ``"text"`` is folded last.
+        aligned and kept whole, ``"word"`` is kept whole.
     rows : iterable of sequences
         Cells.
     """
@@ -200,13 +234,14 @@ def columns(headings: Mapping[str, str], rows: Iterable[Sequence[str | Text]]) -
                 justify="right" if kind == "number" else "left",
                 no_wrap=kind in {"number", "word"},
                 overflow="fold",
-                min_width=12 if kind == "name" else None,
+                min_width=8 if kind == "name" else None,
             )
             for heading, kind in headings.items()
         ),
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
         header_style="bold",
     )
     for row in rows:
@@ -219,7 +254,7 @@ def facts(rows: Iterable[tuple[str, str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_column(style="dim", overflow="fold")
     for what, value, remark in rows:
-        table.add_row(Text(f"  {what}"), Text(printable(value)), Text(printable(remark)))
+        remarked = (f"{'  ' if value else ''}{printable(remark)}", "dim")
+        table.add_row(Text(f"  {what}"), Text.assemble(printable(value), remarked))
     return table

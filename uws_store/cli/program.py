@@ -19,7 +19,7 @@ from rich.text import Text
 
 from uws_store.cli.command import TRACEBACK_VARIABLE, command_rows
 from uws_store.cli.commands import COMMANDS
-from uws_store.cli.output import Output, PipeClosedError, error_console, printable
+from uws_store.cli.output import Output, PipeClosedError, drop, error_console, printable
 from uws_store.config import tool_version
 from uws_store.errors import UwsError
 
@@ -34,17 +34,21 @@ class _Program(click.Group):
     """A group that never ends in a traceback."""
 
     def main(
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, **options: Any
-    ) -> NoReturn:  # type: ignore[override]  # noqa: ANN401 - click's own
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,  # noqa: ARG002, FBT001, FBT002 - click's signature
+        **extra: Any,  # noqa: ANN401 - click's own
+    ) -> NoReturn:
         """Run a command and exit."""
         given = list(sys.argv[1:] if args is None else args)
         _allow_any_text()
-        options["standalone_mode"] = False
         try:
-            code = super().main(given, prog_name or "uws-store", **options)
+            code = super().main(given, prog_name or "uws-store", complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
         except (PipeClosedError, BrokenPipeError):
-            _forget_output()
+            drop(sys.stdout, sys.stderr)
             code = _PIPE_CLOSED
         except click.Abort:
             with contextlib.suppress(PipeClosedError):
@@ -91,7 +95,11 @@ def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) ->
 )
 @click.pass_context
 def PROGRAM(ctx: click.Context) -> None:  # noqa: N802 - the decorator makes a constant of it
-    """Keep hundreds of fine-tuned networks of one architecture: one shared basis, a few compact numbers per model."""
+    """Keep hundreds of fine-tuned networks of one architecture: one shared basis, a few compact numbers per model.
+
+    A zoo is a folder of checkpoints of one architecture. A family is what a zoo becomes: a basis that its models share,
+    and each model under the name of its task. A registry is a place that holds families.
+    """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -123,17 +131,16 @@ def _tell(error: Exception, arguments: Sequence[str]) -> int:
     try:
         if wants_traceback:
             error_console().print(Text(printable("".join(traceback.format_exception(error)))), end="")
+        console = error_console()
+        line = Text.assemble(("error", "bold red"), f" [{kind}]: ", printable(text))
+        console.print(line, soft_wrap=True)
+        if hint:
+            console.print(Text(printable(hint)), soft_wrap=True)
         if "--json" in flags:
             document = {"error": {"kind": kind, "message": message, "problems": problems}}
             Output(as_json=True, quiet=True).document(document)
-        else:
-            console = error_console()
-            line = Text.assemble(("error", "bold red"), f" [{kind}]: ", printable(text))
-            console.print(line, soft_wrap=True)
-            if hint:
-                console.print(Text(printable(hint)), soft_wrap=True)
     except PipeClosedError:
-        _forget_output()
+        drop(sys.stdout, sys.stderr)
     return _ERROR
 
 
@@ -142,12 +149,3 @@ def _allow_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _forget_output() -> None:
-    """Let the interpreter's last flush go nowhere, where otherwise it would complain about the closed pipe."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)

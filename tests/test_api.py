@@ -1,0 +1,376 @@
+"""Families end to end: what publishing may change, and what no failure may change."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from safetensors.torch import load_file, save_file
+from zoo_support import make_zoo, same_bits, snapshot
+
+import uws_store
+from uws_store.errors import (
+    AlreadyExistsError,
+    FormatError,
+    IncompatibleError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+    UwsError,
+)
+from uws_store.storage import LocalStorage
+
+NAMES = ["with space", "org/model", "emoji-🦙", "ünïcödé", "a.b.c", "task-07"]
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def family(zoo: Path, tmp_path: Path) -> str:
+    registry = str(tmp_path / "registry")
+    uws_store.build(zoo, family="f", registry=registry, exact=True)
+    return registry
+
+
+def test_adding_a_model_changes_no_old_byte(zoo: Path, family: str) -> None:
+    before = snapshot(Path(family))
+    result = uws_store.add(zoo / "task-00.safetensors", family="f", task="again", registry=family)
+    after = snapshot(Path(family))
+    changed = {path for path, data in before.items() if after.get(path) != data}
+    assert changed <= {"_log/head"}, "the head is a hint, and all else is immutable"
+    assert set(after) > set(before)
+    assert result.model.version == 1
+
+
+def test_versions_count_up_and_old_ones_stay_loadable(zoo: Path, family: str, tmp_path: Path) -> None:
+    weights = load_file(zoo / "task-00.safetensors")
+    first = {name: value.clone() for name, value in weights.items()}
+    weights["fc1.bias"] += 1
+    save_file(weights, tmp_path / "task-00.safetensors")
+    result = uws_store.add(tmp_path / "task-00.safetensors", family="f", registry=family, exact=True)
+    assert result.model.version == 2
+    newest = uws_store.load_model("f", "task-00", registry=family, tier="exact")
+    assert same_bits(newest["fc1.bias"], weights["fc1.bias"])
+    for old in (
+        uws_store.load_model("f", "task-00@1", registry=family, tier="exact"),
+        uws_store.load_model("f", "task-00", revision=1, registry=family, tier="exact"),
+    ):
+        assert same_bits(old["fc1.bias"], first["fc1.bias"])
+    with pytest.raises(InvalidInputError) as caught:
+        uws_store.load_model("f", "task-00@1", revision=2, registry=family)
+    assert caught.value.kind == "invalid-input/revision"
+
+
+def test_the_registry_is_plain_zarr(family: str) -> None:
+    models = zarr.open_group(str(Path(family) / "families" / "f"), mode="r")["models"]
+    assert isinstance(models, zarr.Group)
+    name, model = next(iter(models.groups()))
+    assert len(name) == 64
+    core = model["core"]
+    assert isinstance(core, zarr.Array)
+    assert np.asarray(core[:]).dtype == np.int16
+    assert "uws_store" in dict(model.attrs)
+
+
+def test_a_build_is_few_objects(zoo: Path, family: str) -> None:
+    files = snapshot(Path(family))
+    models = len(list(zoo.iterdir()))
+    of_basis = [path for path in files if "/basis/" in path]
+    of_models = [path for path in files if "/models/" in path]
+    assert len(of_basis) <= 14
+    assert len(of_models) <= 7 * models + 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_task_names_people_use_work(zoo: Path, family: str, name: str) -> None:
+    uws_store.add(zoo / "task-01.safetensors", family="f", task=name, registry=family)
+    assert name in {entry.task for entry in uws_store.list_models("f", registry=family)}
+    assert len(uws_store.load_model("f", name, registry=family).materialize()) == 4
+    assert uws_store.is_model("f", name, registry=family)
+
+
+@pytest.mark.parametrize("name", ["..", "a/../b", "", " lead", "a\\b", "nul\0", "v@2", "/abs"])
+def test_task_names_that_could_be_paths_are_refused(zoo: Path, family: str, name: str) -> None:
+    before = snapshot(Path(family))
+    with pytest.raises(InvalidInputError) as caught:
+        uws_store.add(zoo / "task-01.safetensors", family="f", task=name, registry=family)
+    assert caught.value.kind == "invalid-input/task-name"
+    assert snapshot(Path(family)) == before
+
+
+def test_names_that_differ_by_case_alone_are_refused(zoo: Path, family: str) -> None:
+    with pytest.raises(AlreadyExistsError) as caught:
+        uws_store.add(zoo / "task-01.safetensors", family="f", task="TASK-01", registry=family)
+    assert caught.value.kind == "already-exists/name"
+
+
+def test_a_family_is_not_built_twice(zoo: Path, family: str) -> None:
+    before = snapshot(Path(family))
+    with pytest.raises(AlreadyExistsError) as caught:
+        uws_store.build(zoo, family="f", registry=family)
+    assert caught.value.kind == "already-exists/family"
+    assert snapshot(Path(family)) == before
+
+
+def test_a_checkpoint_of_another_architecture_is_not_added(zoo: Path, family: str, tmp_path: Path) -> None:
+    save_file({"fc1.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
+    before = snapshot(Path(family))
+    with pytest.raises(IncompatibleError) as caught:
+        uws_store.add(tmp_path / "other.safetensors", family="f", registry=family)
+    assert caught.value.kind == "incompatible/architecture"
+    assert snapshot(Path(family)) == before
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "task-02.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _one(folder: Path) -> None:
+    for path in sorted(folder.iterdir())[1:]:
+        path.unlink()
+
+
+def _pickle(folder: Path) -> None:
+    torch.save({"weights": torch.nn.Linear(2, 2)}, folder / "evil.pt")
+
+
+def _twice(folder: Path) -> None:
+    torch.save(load_file(folder / "task-00.safetensors"), folder / "task-00.pt")
+
+
+def _stranger(folder: Path) -> None:
+    save_file({"other": torch.zeros(50, 50)}, folder / "stranger.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "kind"),
+    [
+        (_truncate, FormatError, "format/checkpoint"),
+        (_empty, InvalidInputError, "invalid-input/empty-zoo"),
+        (_one, InvalidInputError, "invalid-input/one-model-zoo"),
+        (_pickle, InvalidInputError, "invalid-input/pickle"),
+        (_twice, InvalidInputError, "invalid-input/duplicate-task"),
+        (_stranger, IncompatibleError, "incompatible/architecture"),
+    ],
+)
+def test_a_zoo_that_cannot_be_built_leaves_the_registry_as_it_was(
+    tmp_path: Path, family: str, spoil: object, error: type[UwsError], kind: str
+) -> None:
+    folder = make_zoo(tmp_path / "bad")
+    assert callable(spoil)
+    spoil(folder)
+    before = snapshot(Path(family))
+    with pytest.raises(error) as caught:
+        uws_store.build(folder, family="g", registry=family)
+    assert caught.value.kind == kind
+    assert snapshot(Path(family)) == before
+
+
+def test_mismatched_members_are_skipped_when_asked(tmp_path: Path) -> None:
+    folder = make_zoo(tmp_path / "zoo")
+    _stranger(folder)
+    result = uws_store.build(folder, family="g", registry=str(tmp_path / "r"), skip_mismatched=True)
+    assert result.skipped == ("stranger",)
+    assert len(result.models) == 8
+
+
+def test_odd_shapes_are_named_and_private(tmp_path: Path) -> None:
+    def odd(index: int, weights: dict[str, torch.Tensor]) -> None:
+        if index == 4:
+            weights["fc2.bias"] = torch.arange(3.0)
+
+    folder = make_zoo(tmp_path / "zoo", change=odd)
+    registry = str(tmp_path / "r")
+    result = uws_store.build(folder, family="g", registry=registry)
+    assert list(result.odd_tensors) == ["task-04"]
+    assert "fc2.bias" in result.odd_tensors["task-04"][0]
+    assert uws_store.load_model("g", "task-04", registry=registry)["fc2.bias"].tolist() == [0, 1, 2]
+
+
+def test_unknown_names_say_what_there_is(family: str) -> None:
+    for action, kind in (
+        (lambda: uws_store.load_model("g", "task-00", registry=family), "not-found/family"),
+        (lambda: uws_store.load_model("f", "task-0", registry=family), "not-found/task"),
+        (lambda: uws_store.load_model("f", "task-00@7", registry=family), "not-found/version"),
+        (lambda: uws_store.open_family("f", registry=family + "-nowhere"), "not-found/registry"),
+    ):
+        with pytest.raises(NotFoundError) as caught:
+            action()
+        assert caught.value.kind == kind
+
+
+def test_a_full_disk_leaves_the_registry_as_it_was(
+    zoo: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = uws_store.list_models(registry=family)
+    real = os.write
+    written = 0
+
+    def limited(descriptor: int, data: bytes) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 3000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", limited)
+    with pytest.raises(StorageError) as caught:
+        uws_store.build(zoo, family="g", registry=family)
+    assert caught.value.kind == "storage/no-space"
+    monkeypatch.setattr(os, "write", real)
+    assert uws_store.list_models(registry=family) == before
+    # And the same build succeeds once there is room.
+    assert uws_store.build(zoo, family="g", registry=family).models
+
+
+def _damage(registry: str, pattern: str, change: object) -> None:
+    path = next(iter(sorted(Path(registry).glob(pattern))))
+    assert callable(change)
+    path.chmod(0o644)
+    data = change(path.read_bytes())
+    if data is None:
+        path.unlink()
+    else:
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "change", "kind"),
+    [
+        ("families/f/models/*/core/c/0", lambda data: None, "format/missing-object"),
+        (
+            "families/f/models/*/core/c/0",
+            lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:],
+            "format/digest",
+        ),
+        ("families/f/models/*/zarr.json", lambda data: None, "format/missing-object"),
+        ("families/f/models/*/zarr.json", lambda data: data.replace(b"0", b"1", 1), "format/digest"),
+        ("families/f/basis/*/mean/c/0", lambda data: None, "format/missing-object"),
+        ("families/f/basis/*/zarr.json", lambda data: data[:-1], "format/digest"),
+    ],
+)
+def test_damage_is_caught_before_a_weight_is_returned(
+    family: str, pattern: str, change: object, kind: str
+) -> None:
+    _damage(family, pattern, change)
+    failures = []
+    for task in uws_store.open_family("f", registry=family).tasks():
+        try:
+            uws_store.load_model("f", task, registry=family).materialize()
+        except FormatError as error:
+            failures.append(error.kind)
+    assert failures
+    assert set(failures) == {kind}
+    verdict = uws_store.verify("f", registry=family)
+    assert not verdict.ok
+
+
+def test_two_builders_at_once_make_one_family(zoo: Path, tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry")
+    outcomes: list[str] = []
+
+    def run() -> None:
+        try:
+            uws_store.build(zoo, family="f", registry=registry)
+            outcomes.append("built")
+        except AlreadyExistsError as error:
+            outcomes.append(error.kind)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["already-exists/family", "already-exists/family", "built"]
+    assert uws_store.verify("f", registry=registry).ok
+
+
+_BUILD = """
+import sys
+import uws_store
+from uws_store.storage import LocalStorage
+real = LocalStorage.put_if_absent
+count = 0
+def counted(self, path, data):
+    global count
+    count += 1
+    print(count, flush=True)
+    return real(self, path, data)
+LocalStorage.put_if_absent = counted
+uws_store.build(sys.argv[1], family="g", registry=sys.argv[2])
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 3, 9, 20, 33])
+def test_a_killed_build_leaves_the_registry_as_it_was(zoo: Path, family: str, after: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _BUILD, str(zoo), family], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == str(after):
+            time.sleep(random.uniform(0, 0.003))
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert {entry.family for entry in uws_store.list_models(registry=family)} == {"f"}
+    assert uws_store.verify("f", registry=family).ok
+    assert uws_store.build(zoo, family="g", registry=family).models, (
+        "what the dead left behind is in nobody's way"
+    )
+    assert uws_store.verify("g", registry=family).ok
+
+
+def test_show_adds_up(zoo: Path, family: str) -> None:
+    summary, models = uws_store.show("f", registry=family)
+    storage = LocalStorage(Path(family))
+    stored = sum(storage.size(path) or 0 for path in storage.list("families/f/models") if path.count("/") > 3)
+    assert summary.models_bytes == stored == sum(model.size_bytes for model in models)
+    assert summary.tasks == len(models) == 8
+    for model in models:
+        assert model.source_bytes == (zoo / f"{model.task}.safetensors").stat().st_size
+        assert model.compact_bytes < model.size_bytes
+
+
+def test_export_gives_the_checkpoint_back(zoo: Path, family: str, tmp_path: Path) -> None:
+    result = uws_store.export("f", "task-02", tmp_path / "out.safetensors", registry=family, tier="exact")
+    assert result.size_bytes == (tmp_path / "out.safetensors").stat().st_size
+    original, exported = load_file(zoo / "task-02.safetensors"), load_file(tmp_path / "out.safetensors")
+    assert set(original) == set(exported)
+    assert all(same_bits(exported[name], original[name]) for name in original)
+    with pytest.raises(AlreadyExistsError):
+        uws_store.export("f", "task-02", tmp_path / "out.safetensors", registry=family)
+    uws_store.export("f", "task-02", tmp_path / "out.safetensors", registry=family, overwrite=True)
+
+
+def test_verify_against_another_zoo_is_no_proof(family: str, tmp_path: Path) -> None:
+    other = make_zoo(tmp_path / "other", seed=5)
+    verdict = uws_store.verify("f", registry=family, against=other)
+    assert not verdict.ok
+    assert not any(model.safe_to_delete for model in verdict.models)
+    assert {problem.kind for model in verdict.models for problem in model.report.problems} == {
+        "incompatible/source"
+    }

@@ -1,0 +1,182 @@
+"""``list`` and ``show``: what a registry holds, told from its log and its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+
+from uws_store.api import FamilySummary, ModelSummary, list_families, list_models
+from uws_store.api import show as api_show
+from uws_store.api.family import open_registry
+from uws_store.cli.command import split_model
+from uws_store.cli.output import Output, as_plain, columns, facts, number, ratio, size
+from uws_store.registry import ModelEntry
+
+__all__ = ["run_list", "run_show"]
+
+
+def run_list(pattern: str | None, *, output: Output, registry: str | None) -> None:
+    """List families, or models that match a pattern."""
+    opened = open_registry(registry)
+    models = list_models("*" if pattern is None else pattern, registry=opened)
+    families = list_families(registry=opened)
+    if pattern is not None:
+        matched = {model.family for model in models}
+        families = tuple(family for family in families if family.name in matched)
+    if output.as_json:
+        output.document({"registry": opened.url, "families": families, "models": models})
+    elif output.quiet and pattern is None:
+        output.names(family.name for family in families)
+    elif output.quiet:
+        output.names(f"{model.family}/{model.task}" for model in models)
+    elif pattern is not None and models:
+        output.show(_models(models))
+    elif pattern is not None:
+        output.notice(f"no model in {opened.url} matches {pattern!r}; see all with: uws-store list '*'")
+    elif families:
+        output.show(_families(families))
+    else:
+        output.notice(f"no families yet in {opened.url}; make one with: uws-store build ZOO --family NAME")
+
+
+def run_show(names: Sequence[str], *, output: Output, registry: str | None) -> None:
+    """Describe families and models."""
+    opened = open_registry(registry)
+    shown = [(task, *api_show(family, task, registry=opened)) for family, task in map(split_model, names)]
+    if output.as_json:
+        output.document(
+            {
+                "registry": opened.url,
+                "families": [
+                    {"family": as_plain(family), "models": as_plain(models)} for _, family, models in shown
+                ],
+            }
+        )
+    elif output.quiet:
+        output.names(
+            f"{model.family}/{model.task}@{model.version}" for *_, models in shown for model in models
+        )
+    else:
+        for task, family, models in shown:
+            if task is None:
+                output.show(*_family_parts(family, models))
+            else:
+                output.show(
+                    f"{models[0].family}/{models[0].task}@{models[0].version}", facts(_model_facts(models[0]))
+                )
+
+
+def _families(families: Sequence[FamilySummary]) -> RenderableType:
+    return columns(
+        {"family": "name", "tasks": "number", "versions": "number", "basis": "number", "models": "number"},
+        (
+            (
+                family.name,
+                str(family.tasks),
+                str(family.versions),
+                f"r{family.basis_revision}, {size(family.basis_bytes)}",
+                size(family.models_bytes),
+            )
+            for family in families
+        ),
+    )
+
+
+def _models(models: Sequence[ModelEntry]) -> RenderableType:
+    return columns(
+        {"model": "name", "version": "number", "size": "number", "tiers": "word", "published (UTC)": "word"},
+        (
+            (
+                f"{model.family}/{model.task}",
+                str(model.version),
+                size(model.size_bytes),
+                _tiers(exact=model.exact),
+                _minute(model.time),
+            )
+            for model in models
+        ),
+    )
+
+
+def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iterator[RenderableType]:
+    source = sum(model.source_bytes for model in models)
+    compact = family.basis_bytes + sum(model.compact_bytes for model in models)
+    yield f"family {family.name}"
+    yield facts(
+        (
+            ("tasks", str(family.tasks), f"{family.versions} versions, {size(family.models_bytes)}"),
+            ("basis", size(family.basis_bytes), f"revision {family.basis_revision}"),
+            (
+                "checkpoints / all",
+                ratio(source, compact),
+                "the newest versions at the compact tier, and the basis",
+            ),
+        )
+    )
+    yield ""
+    yield columns(
+        {
+            "task": "name",
+            "version": "number",
+            "compact": "number",
+            "exact": "number",
+            "checkpoint": "number",
+            "bits/param": "number",
+            "rel. error": "number",
+        },
+        (
+            (
+                model.task,
+                str(model.version),
+                size(model.compact_bytes),
+                size(model.size_bytes) if model.exact else "-",
+                size(model.source_bytes),
+                number(model.bits_per_parameter),
+                number(model.rel_error),
+            )
+            for model in models
+        ),
+    )
+
+
+def _model_facts(model: ModelSummary) -> Iterator[tuple[str, str, str]]:
+    yield "checkpoint", size(model.source_bytes), ""
+    yield (
+        "compact tier",
+        size(model.compact_bytes),
+        f"{ratio(model.source_bytes, model.compact_bytes)} smaller",
+    )
+    if model.exact:
+        yield (
+            "exact tier",
+            size(model.size_bytes),
+            f"{ratio(model.source_bytes, model.size_bytes)} smaller, bit-identical",
+        )
+    else:
+        yield "exact tier", "not stored", ""
+    yield "bits per parameter", number(model.bits_per_parameter), "metadata counted, private tensors not"
+    yield "relative error", number(model.rel_error), "of the compact tier; its worst tensors:"
+    for name, error in model.worst_tensors:
+        yield "", number(error), name
+    yield (
+        "private tensors",
+        str(len(model.private_tensors)),
+        size(model.private_bytes) if model.private_tensors else "",
+    )
+    for name in model.private_tensors[:5]:
+        yield "", name, ""
+    if len(model.private_tensors) > 5:
+        yield "", "", f"and {len(model.private_tensors) - 5} more"
+    yield "basis revision", str(model.basis_revision), ""
+    yield "published", f"{_minute(model.published)} UTC", ""
+    yield "digest", model.digest, ""
+
+
+def _tiers(*, exact: bool) -> str:
+    return "compact, exact" if exact else "compact"
+
+
+def _minute(time: str) -> str:
+    """Cut an RFC 3339 time in UTC down to what people read."""
+    return time[:16].replace("T", " ")

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from uws_store.entropy import decode_integers, encode_integers, ideal_bits, significance_order
 from uws_store.errors import FormatError, InvalidInputError
-from uws_store.quantize import quantise
+from uws_store.quantize import preserving_offset, quantise
 
 DTYPES = ["int16", "int32", "uint16", "uint32", "uint64"]
 
@@ -87,15 +87,34 @@ def test_significance_order_is_a_stable_sort_by_falling_class(seed: int, tensors
 def test_the_ideal_length_is_the_entropy_of_a_laplace_source() -> None:
     rng = np.random.default_rng(3)
     scale = 1.7
-    whole = quantise(torch.from_numpy(rng.laplace(0, scale, 400_000)), 1.0).numpy().astype(np.int64)
+    whole = quantise(torch.from_numpy(rng.laplace(0, scale, 400_000)), 1.0, offset=0.4).numpy().astype(np.int64)
     counts = np.unique(whole, return_counts=True)[1] / len(whole)
     entropy = float(-(counts * np.log2(counts)).sum())
     found = ideal_bits(whole, np.full(len(whole), scale)) / len(whole)
     assert found == pytest.approx(entropy, rel=0.005)
 
 
-def test_quantiser_has_a_dead_zone_and_no_negative_zero() -> None:
-    found = quantise(torch.tensor([0.0, -0.0, 0.59, 0.61, -0.59, -0.61, 1.7, -2.4]), 1.0)
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.3, 50))
+def test_the_default_offset_preserves_the_projection(seed: int, scale: float) -> None:
+    values = torch.from_numpy(np.random.default_rng(seed).laplace(0, scale, 20_000))
+    offset = preserving_offset(values, 1.0)
+    whole = quantise(values, 1.0)
+    ratio = float((values * whole).sum() / (values * values).sum())
+    if 0.4 < offset < 0.75:
+        assert ratio == pytest.approx(1.0, abs=0.01)
+    shrunk = quantise(values, 1.0, offset=0.4)
+    assert abs(1 - ratio) <= abs(1 - float((values * shrunk).sum() / (values * values).sum()))
+    assert offset == pytest.approx(0.5, abs=0.03) or scale < 10
+
+
+def test_nothing_to_quantise_is_quantised() -> None:
+    assert quantise(torch.zeros(0), 1.0).shape == (0,)
+    assert quantise(torch.zeros(5), 1.0).tolist() == [0] * 5
+
+
+def test_quantiser_has_an_offset_and_no_negative_zero() -> None:
+    found = quantise(torch.tensor([0.0, -0.0, 0.59, 0.61, -0.59, -0.61, 1.7, -2.4]), 1.0, offset=0.4)
     assert found.tolist() == [0, 0, 0, 1, 0, -1, 2, -2]
     assert not torch.signbit(found[:3]).any()
 

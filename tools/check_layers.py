@@ -42,7 +42,7 @@ FLOORS: Mapping[str, int] = {
     "model": 6,
     "builder": 7,
     "loader": 7,
-    "verify": 7,
+    "verifier": 7,
     "fidelity": 8,
     "registry": 8,
     "api": 9,

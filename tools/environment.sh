@@ -58,8 +58,8 @@ make_environment() { # FOLDER EXTRA
   local index=()
   [ -n "${UWS_TORCH_INDEX_URL:-}" ] && index=(--extra-index-url "$UWS_TORCH_INDEX_URL")
   # torch first and by its exact version: a range would let another package draw the newest CUDA build.
-  "$folder/bin/python" -m pip install --quiet -c constraints.txt ${index[@]+"${index[@]}"} 'torch==2.13.0' || return 1
-  "$folder/bin/python" -m pip install --quiet -c constraints.txt -e ".[$extra]" || return 1
+  "$folder/bin/python" -m pip install -qq -c constraints.txt ${index[@]+"${index[@]}"} 'torch==2.13.0' || return 1
+  "$folder/bin/python" -m pip install -qq -c constraints.txt -e ".[$extra]" || return 1
   printf '%s\n' "$stamp" >"$folder/uws-stamp"
   say "  done in $((SECONDS - started)) s"
 }

@@ -207,7 +207,9 @@ def forge_basis(
     return ForgedBasis(hashlib.sha256(group).hexdigest(), objects, means, shared)
 
 
-def _factor(rng: np.random.Generator, height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
+def _factor(
+    rng: np.random.Generator, height: int, width: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
     """Draw a block whose columns are independent: a strong diagonal over noise."""
     noise = rng.integers(-12, 13, (height, width))
     return (noise + 50 * np.eye(height, width, dtype=np.int64)).astype(np.int16).reshape(-1)
@@ -262,8 +264,8 @@ def forge_checkpoint(
             assert row.tied_to is not None
             tensors[row.name] = tensors[row.tied_to].clone()
         else:
-            values = rng.integers(1, 100, row.shape)
-            tensors[row.name] = torch.from_numpy(np.asarray(values)).to(DTYPES[row.dtype].torch)
+            counts = rng.integers(1, 100, row.shape)
+            tensors[row.name] = torch.from_numpy(np.asarray(counts)).to(DTYPES[row.dtype].torch)
     return tensors
 
 
@@ -285,7 +287,9 @@ def odd_checkpoint(rows: Sequence[Row], basis: ForgedBasis) -> dict[str, torch.T
     return tensors
 
 
-def encode(basis: Basis, tensors: Mapping[str, torch.Tensor], *, exact: bool, step: Step = STEP) -> EncodedModel:
+def encode(
+    basis: Basis, tensors: Mapping[str, torch.Tensor], *, exact: bool, step: Step = STEP
+) -> EncodedModel:
     """Encode a state dict as if it came from a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
@@ -384,7 +388,9 @@ def forge_registry(storage: Storage) -> None:
     tensors = forge_checkpoint(plain_rows, second, seed=15)
     forge.commit([revision, forge.model("plain", encode(other, tensors, exact=False), version=2, revision=2)])
     # A version that shares its objects with another, and is withdrawn.
-    forge.commit([forge.model("gone", plain), AliasAction(family=FAMILY, task="gone", alias="old", version=1)])
+    forge.commit(
+        [forge.model("gone", plain), AliasAction(family=FAMILY, task="gone", alias="old", version=1)]
+    )
     forge.commit(
         [
             AliasAction(family=FAMILY, task="gone", alias="old"),
@@ -446,7 +452,10 @@ def _to_text(value: object, depth: int = 0) -> str:
     if depth == 4 or not value or not isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):
-        lines = [f"{json.dumps(key, ensure_ascii=False)}: {_to_text(part, depth + 1)}" for key, part in value.items()]
+        lines = [
+            f"{json.dumps(key, ensure_ascii=False)}: {_to_text(part, depth + 1)}"
+            for key, part in value.items()
+        ]
         return "{\n" + ",\n".join(lines) + "\n}"
     return "[\n" + ",\n".join(_to_text(part, depth + 1) for part in value) + "\n]"
 

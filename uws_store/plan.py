@@ -16,7 +16,7 @@ import torch
 
 from uws_store.canonical import Side
 from uws_store.entropy import ideal_bits
-from uws_store.quantize import ROUNDING_OFFSET, quantise
+from uws_store.quantize import preserving_offset, quantise
 from uws_store.subspace import (
     PROFILE_UNITS_PER_OCTAVE,
     analysis_matrix,
@@ -42,8 +42,8 @@ __all__ = [
 FACTOR_BITS_PER_ENTRY = 5.5
 """Entropy of a factor's 7-bit integers, measured on ViT and MLP factors."""
 
-LAGRANGE = 0.15
-"""Squared steps of distortion that one bit is worth: the slope of a dead-zone quantiser's curve at 0.3 to 3 bits."""
+LAGRANGE = 0.05
+"""Squared steps of distortion that one bit is worth: the slope of the quantiser's curve at 0.3 to 0.6 bits."""
 
 _FREE_SHARE = 0.0005
 _FULL_LIMIT = 1024
@@ -256,7 +256,8 @@ def _measure(
     bits = distortion = 0.0
     for change in held:
         real = coefficients(change).to(torch.float64)
-        whole = quantise(real, step)
+        offset = preserving_offset(real, step)
+        whole = quantise(real, step, offset=offset)
         distortion += float((real - whole * step).square().mean()) / step**2
-        bits += ideal_bits(whole.numpy().astype(np.int64), scales, offset=ROUNDING_OFFSET)
+        bits += ideal_bits(whole.numpy().astype(np.int64), scales, offset=offset)
     return bits / len(held), distortion / len(held)

@@ -1,7 +1,12 @@
-"""The uniform dead-zone quantiser of the core.
+"""The uniform quantiser of the core, and the offset that keeps a change at its full length.
 
 Owns the step from real coefficients to integers (encoder side; decoding is :mod:`uws_store.canonical`). Knows
 nothing about bases or files.
+
+Rounding with a dead zone minimises squared error per bit and shrinks every change towards the mean, because the many
+small coefficients fall to zero. Networks bear noise better than shrinkage: on the digits ViTs an offset that preserves
+the projection ``<t, q step> = <t, t>`` with a larger step needs 1.5 times fewer bits at the same accuracy than the
+dead zone (``tools/bench codec``). It is near 0.6 at half a bit and tends to 0.5, plain rounding, at fine steps.
 """
 
 from __future__ import annotations
@@ -10,16 +15,18 @@ import torch
 
 from uws_store.errors import InvalidInputError
 
-__all__ = ["ROUNDING_OFFSET", "quantise"]
-
-ROUNDING_OFFSET = 0.4
-"""``floor(|t| / step + offset)``: 0.5 rounds to nearest; 0.25 to 0.5 lie on one rate-distortion curve."""
+__all__ = ["preserving_offset", "quantise"]
 
 _LIMIT = float(2**31 - 2**20)
+_BINS = 256
+_LEAST, _MOST = 0.4, 0.75
 
 
-def quantise(coefficients: torch.Tensor, step: float) -> torch.Tensor:
-    """Quantise coefficients with a dead zone around zero.
+def preserving_offset(coefficients: torch.Tensor, step: float) -> float:
+    """Find the rounding offset at which quantised coefficients have the projection of the real ones.
+
+    With ``q = floor(|t| / step + offset)``, the sum of ``|t| q step`` grows with the offset; the one wanted is where
+    it equals the sum of ``t**2``.
 
     Parameters
     ----------
@@ -27,6 +34,35 @@ def quantise(coefficients: torch.Tensor, step: float) -> torch.Tensor:
         Real coefficients, any shape.
     step : float
         The tensor's step, positive.
+
+    Returns
+    -------
+    float
+        In [0.4, 0.75], in units of 1/256. Costs one pass.
+    """
+    scaled = coefficients.abs().reshape(-1) / step
+    if not scaled.numel() or not bool(scaled.max() < _LIMIT):
+        return 0.5
+    fraction = scaled - torch.floor(scaled)
+    # Raising by one where the fraction is at least 1 - offset adds |t| there; what is missing is sum |t| fraction.
+    bins = torch.clamp((fraction * _BINS).to(torch.int64), max=_BINS - 1)
+    raised = torch.bincount(bins, weights=scaled.to(torch.float64), minlength=_BINS).flip(0).cumsum(0)
+    wanted = torch.dot(scaled.to(torch.float64), fraction.to(torch.float64))
+    offset = (int(torch.searchsorted(raised, wanted)) + 1) / _BINS
+    return min(_MOST, max(_LEAST, offset))
+
+
+def quantise(coefficients: torch.Tensor, step: float, *, offset: float | None = None) -> torch.Tensor:
+    """Quantise coefficients to whole numbers of steps.
+
+    Parameters
+    ----------
+    coefficients : torch.Tensor
+        Real coefficients, any shape.
+    step : float
+        The tensor's step, positive.
+    offset : float, optional
+        ``floor(|t| / step + offset)``; by default :func:`preserving_offset`.
 
     Returns
     -------
@@ -38,7 +74,9 @@ def quantise(coefficients: torch.Tensor, step: float) -> torch.Tensor:
     InvalidInputError
         When an integer would not fit 32 bits (kind ``invalid-input/range``): the tensor should be private.
     """
-    whole = torch.floor(coefficients.abs() / step + ROUNDING_OFFSET)
+    if offset is None:
+        offset = preserving_offset(coefficients, step)
+    whole = torch.floor(coefficients.abs() / step + offset)
     if whole.numel() and not bool(whole.max() < _LIMIT):
         raise InvalidInputError(
             "a coefficient needs more than 32 bits at this step", kind="invalid-input/range"

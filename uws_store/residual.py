@@ -2,7 +2,9 @@
 
 A float's bits map to integers in the order of the reals (sign-magnitude to two's complement, so that -0.0 and
 +0.0 differ); neighbours differ by one. The residual is the difference between the source and the prediction,
-modulo ``2**width``, folded to unsigned by zigzag. Pure, and works on any device.
+modulo ``2**width``, folded to unsigned by zigzag. Residuals are stored sorted by the exponent of their prediction: the
+error behind them is alike everywhere, and an ulp is not, so that neighbours in this order are of one size. Pure, and
+works on any device.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import torch
 
 from uws_store.dtypes import DType
 
-__all__ = ["apply_residual", "residual_dtype", "residual_of"]
+__all__ = ["apply_residual", "residual_classes", "residual_dtype", "residual_of", "residual_order"]
 
 _SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _UNSIGNED: dict[int, type[np.uint16 | np.uint32 | np.uint64]] = {
@@ -81,3 +83,32 @@ def apply_residual(
     minimum = -(1 << (dtype.bits - 1))
     signed = torch.where(ordered >= 0, ordered, minimum + (-1 - ordered))
     return signed.to(_SIGNED[dtype.size_bytes]).view(dtype.torch).reshape(prediction.shape)
+
+
+def residual_classes(prediction: torch.Tensor, shift: int) -> npt.NDArray[np.int16]:
+    """Class of each element of a tensor by which its residual is ordered.
+
+    Parameters
+    ----------
+    prediction : torch.Tensor
+        What the compact tier gives, in the model's dtype.
+    shift : int
+        The tensor's step is the model's times ``2**-shift``.
+
+    Returns
+    -------
+    numpy.ndarray
+        int16, 1-D: the exponent ``e`` of ``|prediction| = f * 2**e`` with f in [0.5, 1), plus the shift; -32768 where
+        the prediction is zero.
+    """
+    values = prediction.reshape(-1).to(torch.float64)
+    exponents = torch.frexp(values)[1].to(torch.int32) + shift
+    classes: npt.NDArray[np.int16] = torch.where(values == 0, -32768, exponents).to(torch.int16).cpu().numpy()
+    return classes
+
+
+def residual_order(classes: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
+    """Order residuals by falling class, ties in place: position ``s`` holds element ``order[s]``."""
+    # -32768 has no negative in 16 bits; no other class comes near it.
+    falling = np.minimum(-classes.astype(np.int32), 32767).astype(np.int16)
+    return np.argsort(falling, kind="stable")

@@ -1,7 +1,7 @@
 """Train the demo's zoo: one base on scikit-learn's digits, fine-tuned in full to many small tasks.
 
 Owns training, and the files it leaves: one safetensors file per task. Knows nothing of uws-store. Run it alone as
-``python tools/demo/zoo.py --out zoo --tasks 30``.
+``python tools/demo/zoo.py --out zoo --tasks 45``.
 
 Models are trained one by one in single-threaded worker processes. Stacking all models in one ``torch.func.vmap``
 measured 164 us per image on two cores against 125 us this way, and here a model's bits do not depend on how many
@@ -43,7 +43,7 @@ BATCH = 32
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 WARMUP_STEPS = 20
-BASE_STEPS = 700
+BASE_STEPS = 1500
 TASK_STEPS = 160
 JITTER_DEG = 5.0
 JITTER_SHIFT = 0.05
@@ -217,7 +217,7 @@ def main() -> None:
     """Parse the command line, train, and print accuracies and times."""
     parser = argparse.ArgumentParser(description="Train the demo zoo of small vision transformers.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the zoo, one file per task")
-    parser.add_argument("--tasks", type=int, default=30, help="how many tasks (default: 30)")
+    parser.add_argument("--tasks", type=int, default=45, help="how many tasks (default: 45)")
     parser.add_argument(
         "--base", type=Path, help="file for the base (default: OUT-base.safetensors, beside OUT)"
     )

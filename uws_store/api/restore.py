@@ -13,7 +13,7 @@ from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo, write_sa
 from uws_store.errors import NotFoundError, Problem, UwsError
 from uws_store.model import Tier
 from uws_store.registry import ModelEntry, Registry
-from uws_store.verify import ModelReport, verify_basis, verify_model
+from uws_store.verifier import ModelReport, verify_basis, verify_model
 
 __all__ = ["ExportResult", "ModelVerdict", "VerifyResult", "export", "verify"]
 

@@ -54,7 +54,7 @@ def assemble_basis(
     means = {fit.survey.name: _mean_on_grid(fit, step) for fit in fits}
     coded = {fit.survey.name: fit for fit in fits if means[fit.survey.name] is not None}
     groups = _read_groups([coded[survey.name] for survey in surveys if survey.name in coded])
-    rows = tuple(_row(survey, coded.get(survey.name), step, groups) for survey in surveys)
+    rows = tuple(_row(survey, coded.get(survey.name), means, groups) for survey in surveys)
     order = sorted(
         (survey.name for survey in surveys if survey.name in coded), key=lambda name: groups[name]
     )  # stable: coding order is by group, then by table
@@ -107,8 +107,13 @@ def assemble_basis(
 
 
 def _mean_on_grid(fit: TensorFit, step: Step) -> tuple[torch.Tensor, int] | None:
-    """Round the mean to the power of two at or below half the step; None when that does not fit 32 bits."""
-    grid = fit.shift - math.floor(math.log2(step.value / 2))
+    """Round the mean to a power of two below half the step and half the change; None when that needs over 32 bits.
+
+    What is rounded off the mean is noise in every model: coarse steps do not code it away.
+    """
+    rms = math.sqrt(fit.survey.change_energy / math.prod(fit.survey.shape))
+    finest = min(step.value * 2.0**-fit.shift, rms or math.inf) / 2
+    grid = -math.floor(math.log2(finest))
     whole = torch.round(fit.mean * math.ldexp(1.0, grid))
     if not bool(whole.abs().max() < _MEAN_LIMIT) or abs(grid) > 256:
         return None
@@ -138,8 +143,14 @@ def _count(groups: dict[str, int]) -> int:
     return max(groups.values(), default=-1) + 1
 
 
-def _row(survey: TensorSurvey, fit: TensorFit | None, step: Step, groups: dict[str, int]) -> TensorRecord:
-    if fit is None:
+def _row(
+    survey: TensorSurvey,
+    fit: TensorFit | None,
+    means: dict[str, tuple[torch.Tensor, int] | None],
+    groups: dict[str, int],
+) -> TensorRecord:
+    mean = means.get(survey.name)
+    if fit is None or mean is None:
         return TensorRecord(
             name=survey.name,
             shape=survey.shape,
@@ -154,7 +165,7 @@ def _row(survey: TensorSurvey, fit: TensorFit | None, step: Step, groups: dict[s
         mode="coded",
         left=_side_record(fit.left),
         right=_side_record(fit.right),
-        mean_grid=fit.shift - math.floor(math.log2(step.value / 2)),
+        mean_grid=mean[1],
         shift=fit.shift,
         group=groups[survey.name],
     )

@@ -26,7 +26,7 @@ from uws_store.metadata.basis import StepRecord, TensorRecord
 from uws_store.metadata.group import to_group_bytes
 from uws_store.metadata.model import DigestRecord, ModelDocument, PrivateRecord, ScoreRecord, SourceRecord
 from uws_store.quantize import quantise
-from uws_store.residual import residual_dtype, residual_of
+from uws_store.residual import residual_classes, residual_dtype, residual_of, residual_order
 from uws_store.store import EncodedArray, encode_array
 from uws_store.tensor_bytes import bytes_of, digest_of
 
@@ -158,7 +158,9 @@ class _Encoding:
     compact_digests: dict[str, bytes] = field(default_factory=dict)
     exact_digests: dict[str, bytes] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
-    residuals: dict[str, npt.NDArray[np.unsignedinteger]] = field(default_factory=dict)
+    residuals: dict[str, tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int16]]] = field(
+        default_factory=dict
+    )
     notices: list[str] = field(default_factory=list)
     error_energy: float = 0.0
     energy: float = 0.0
@@ -229,7 +231,10 @@ class _Encoding:
         if info.dtype.name != record.dtype:
             self.dtypes[record.name] = info.dtype.name
         if self.exact:
-            self.residuals[record.name] = residual_of(tensor, prediction, info.dtype)
+            self.residuals[record.name] = (
+                residual_of(tensor, prediction, info.dtype),
+                residual_classes(prediction, record.shift),
+            )
 
     def _pack_core(self) -> EncodedArray | None:
         """Sort each read group by significance and lay the groups end to end."""
@@ -251,14 +256,18 @@ class _Encoding:
         )
 
     def _pack_residuals(self) -> dict[str, EncodedArray]:
-        """One array per storage width, tensors in coding order."""
+        """One array per storage width: read groups end to end, each sorted by class."""
         parts: dict[str, list[npt.NDArray[np.unsignedinteger]]] = {}
         for group in self.basis.groups:
+            members: dict[str, list[str]] = {}
             for name in group.names:
                 if name in self.residuals:
                     dtype = DTYPES[self.dtypes.get(name, self.basis.table[name].dtype)]
-                    width = residual_dtype(dtype).removeprefix("uint")
-                    parts.setdefault(f"residual{width}", []).append(self.residuals[name])
+                    members.setdefault(residual_dtype(dtype).removeprefix("uint"), []).append(name)
+            for width, names in members.items():
+                values = np.concatenate([self.residuals[name][0] for name in names])
+                order = residual_order(np.concatenate([self.residuals[name][1] for name in names]))
+                parts.setdefault(f"residual{width}", []).append(values[order])
         return {
             name: encode_array(
                 np.concatenate(arrays),

@@ -138,19 +138,17 @@ def _scorer(
     tasks = sorted(set.intersection(*(set(fit.samples) for fit in fits)))
     order = significance_order([(fit.rows.numpy(), fit.columns.numpy()) for fit in fits])
     page = layout.page_for(len(order))
-    sequences = [
-        torch.from_numpy(np.concatenate([fit.samples[task].reshape(-1).numpy() for fit in fits])[order])
-        for task in tasks
-    ]
     parameters = sum(math.prod(fit.survey.shape) for fit in fits)
     if fidelity.kind == "bits":
 
         def bits(step: float) -> float:
             total = 0.0
-            for sequence in sequences:
-                whole = quantise(sequence, step).to(torch.int32).numpy()
-                total += 8 * (len(encode_integers(whole, page=page)) + overhead_bytes) / parameters
-            return fidelity.value - total / len(sequences)
+            for task in tasks:
+                whole = np.concatenate(
+                    [quantise(fit.samples[task], step).reshape(-1).to(torch.int32).numpy() for fit in fits]
+                )
+                total += 8 * (len(encode_integers(whole[order], page=page)) + overhead_bytes) / parameters
+            return fidelity.value - total / len(tasks)
 
         return bits
 
@@ -159,15 +157,14 @@ def _scorer(
     )
     allowed = fidelity.value**2 * reference
 
-    unscale = torch.from_numpy(
-        np.concatenate([np.full(fit.coefficients, 2.0**-fit.shift, np.float32) for fit in fits])[order]
-    )
-
     def error(step: float) -> float:
         worst = 0.0
-        for sequence in sequences:
-            difference = (sequence - quantise(sequence, step) * step) * unscale
-            worst = max(worst, float(difference.to(torch.float64).square().sum()))
+        for task in tasks:
+            total = 0.0
+            for fit in fits:
+                difference = fit.samples[task] - quantise(fit.samples[task], step) * step
+                total += float(difference.to(torch.float64).square().sum()) * 4.0**-fit.shift
+            worst = max(worst, total)
         return worst - allowed
 
     return error

@@ -21,10 +21,11 @@ from uws_store.cli.command import TRACEBACK_VARIABLE, command_rows
 from uws_store.cli.commands import COMMANDS
 from uws_store.cli.output import Output, PipeClosedError, drop, error_console, printable
 from uws_store.config import tool_version
-from uws_store.errors import UwsError
+from uws_store.errors import FormatError, StorageError, UwsError
 
 __all__ = ["PROGRAM", "main"]
 
+_WRONG = 1
 _ERROR = 2
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
@@ -109,7 +110,7 @@ def main() -> NoReturn:
     PROGRAM.main()
 
 
-def _tell(error: Exception, arguments: Sequence[str]) -> int:
+def _tell(error: Exception, arguments: list[str]) -> int:
     """Print an error for whoever asked, and give the exit code."""
     flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
     wants_traceback = "--traceback" in flags or os.environ.get(TRACEBACK_VARIABLE, "0") not in {"", "0"}
@@ -139,9 +140,11 @@ def _tell(error: Exception, arguments: Sequence[str]) -> int:
         if "--json" in flags:
             document = {"error": {"kind": kind, "message": message, "problems": problems}}
             Output(as_json=True, quiet=True).document(document)
-    except PipeClosedError:
+    except (PipeClosedError, StorageError):
+        # Nobody is there to be told.
         drop(sys.stdout, sys.stderr)
-    return _ERROR
+    # Damage that ends a verification early (in the log, say) is what was asked about, not a failure to ask.
+    return _WRONG if isinstance(error, FormatError) and arguments[:1] == ["verify"] else _ERROR
 
 
 def _allow_any_text() -> None:

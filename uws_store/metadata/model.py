@@ -209,6 +209,8 @@ class ModelDocument(Document):
                 raise ValueError(f"residual{width} is a uint{width} array of a model with an exact tier")
         if len(_packed(self.errors, "errors")) % 2:
             raise ValueError("errors are 2 bytes each")
+        if not all(0 <= error < math.inf for error in self.error_list()):
+            raise ValueError("errors are finite and at least 0")
         return self
 
     def residual(self, width: int) -> ArrayRecord | None:

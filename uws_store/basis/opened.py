@@ -7,18 +7,17 @@ Owns the coding order, the read groups and the significance order. Knows nothing
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from uws_store import canonical, layout
+from uws_store import layout
+from uws_store.basis.table import Group, lay_out, shared_offsets, side_extent
+from uws_store.basis.tensor import TensorBasis
 from uws_store.canonical import Side, Step
-from uws_store.dtypes import DTYPES, DType
 from uws_store.entropy import significance_order
 from uws_store.errors import FormatError, NotFoundError
 from uws_store.metadata.arrays import ArrayRecord
@@ -26,9 +25,9 @@ from uws_store.metadata.basis import BasisDocument, SideRecord, StepRecord, Tens
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.storage import Storage
 from uws_store.store import ArrayReader
-from uws_store.subspace import QuantisedSide, side_from_integers, side_shape
+from uws_store.subspace import QuantisedSide, side_from_integers
 
-__all__ = ["ARRAYS", "Basis", "Group", "Slot", "TensorBasis", "step_of"]
+__all__ = ["ARRAYS", "Basis", "array_record", "step_of"]
 
 ARRAYS = ("mean", "left", "right", "exponents", "profile", "shared")
 """Names of a basis's arrays."""
@@ -42,136 +41,6 @@ _MAX_EXPONENT_SPREAD = 32
 def step_of(record: StepRecord) -> Step:
     """Make the step that a document records."""
     return Step(record.mantissa, record.exponent)
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where one coded tensor's numbers lie in the packed arrays: a running sum in coding order.
-
-    Attributes
-    ----------
-    record : TensorRecord
-        The row of the table.
-    core_shape : tuple of int
-        Left columns x right columns.
-    mean, left, right, exponents, profile : tuple of int
-        Start and stop in each packed array.
-    core_offset : int
-        Start among the concatenated cores of its read group, before sorting.
-    """
-
-    record: TensorRecord
-    core_shape: tuple[int, int]
-    mean: tuple[int, int]
-    left: tuple[int, int]
-    right: tuple[int, int]
-    exponents: tuple[int, int]
-    profile: tuple[int, int]
-    core_offset: int
-
-    @property
-    def coefficients(self) -> int:
-        """Coefficients of the tensor's core."""
-        return self.core_shape[0] * self.core_shape[1]
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A read group: tensors whose coefficients are sorted together and read together.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Its tensors in table order.
-    start, stop : int
-        Its range in the core array; ``start`` is a multiple of the inner chunk.
-    coefficients : int
-        Coefficients in use; the rest of the range is padding zeros.
-    """
-
-    names: tuple[str, ...]
-    start: int
-    stop: int
-    coefficients: int
-
-
-@dataclass(frozen=True, slots=True)
-class TensorBasis:
-    """The numbers of one coded tensor.
-
-    Attributes
-    ----------
-    record : TensorRecord
-        Its row of the table.
-    mean_integers : torch.Tensor
-        int32, (m x n): the mean is ``mean_integers * 2**-record.mean_grid``.
-    left, right : Side or None
-        Factors; None is the identity.
-    """
-
-    record: TensorRecord
-    mean_integers: torch.Tensor
-    left: Side | None
-    right: Side | None
-
-    def mean(self) -> torch.Tensor:
-        """The mean as float64, (m x n); exact."""
-        assert self.record.mean_grid is not None
-        return self.mean_integers.to(torch.float64) * math.ldexp(1.0, -self.record.mean_grid)
-
-    def predict(self, core_pq: torch.Tensor | None, *, step: Step, dtype: DType) -> torch.Tensor:
-        """Reconstruct the tensor canonically, in its own shape and the given dtype.
-
-        Parameters
-        ----------
-        core_pq : torch.Tensor or None
-            Whole numbers, float64, (p x q); None stands for zeros.
-        step : Step
-            The model's step.
-        dtype : DType
-            The model's dtype of this tensor.
-        """
-        values = self.mean()
-        if core_pq is not None:
-            assert self.record.shift is not None
-            values = values + canonical.reconstruct(
-                core_pq, left=self.left, right=self.right, step=step, shift=self.record.shift
-            )
-        return canonical.round_to_dtype(values, dtype).reshape(self.record.shape)
-
-    def is_exact(self, core_pq: torch.Tensor, *, step: Step) -> bool:
-        """Prove that canonical reconstruction of this core cannot round anywhere."""
-        assert self.record.mean_grid is not None
-        assert self.record.shift is not None
-        # In float64: the smallest int32 has no absolute value in its own type.
-        peak = float(self.mean_integers.to(torch.float64).abs().max()) if self.mean_integers.numel() else 0.0
-        bound = canonical.exactness_bound(
-            core_pq,
-            left=self.left,
-            right=self.right,
-            step=step,
-            shift=self.record.shift,
-            mean_bound=math.ldexp(peak, -self.record.mean_grid),
-            mean_grid=self.record.mean_grid,
-        )
-        return bound < canonical.EXACT_LIMIT
-
-    def to(self, device: torch.device) -> TensorBasis:
-        """Copy to a device."""
-        return TensorBasis(
-            self.record,
-            self.mean_integers.to(device),
-            self.left.to(device) if self.left else None,
-            self.right.to(device) if self.right else None,
-        )
-
-
-def _side_extent(record: SideRecord | None, size: int) -> tuple[int, int, int]:
-    """Stored integers, stored exponents and columns of a side."""
-    if record is None:
-        return 0, 0, size
-    entries, columns = side_shape(size, record.block, record.rank)
-    return entries, columns, columns
 
 
 class Basis:
@@ -196,8 +65,8 @@ class Basis:
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
         self._lock = threading.RLock()
         self.table: dict[str, TensorRecord] = {tensor.name: tensor for tensor in document.tensors}
-        self.slots, self.groups = _lay_out(document)
-        self.shared_offsets = _shared_offsets(document)
+        self.slots, self.groups = lay_out(document)
+        self.shared_offsets = shared_offsets(document)
         self._check_lengths()
 
     @classmethod
@@ -286,7 +155,7 @@ class Basis:
             m, n = slot.record.matrix
             integers = mean[slot.mean[0] - first.mean[0] : slot.mean[1] - first.mean[0]]
             split = slot.exponents[0] - first.exponents[0]
-            left_columns = _side_extent(slot.record.left, m)[1]
+            left_columns = side_extent(slot.record.left, m)[1]
             end = slot.exponents[1] - first.exponents[0]
             self._tensors[name] = TensorBasis(
                 slot.record,
@@ -406,54 +275,3 @@ def _side(
             kind="format/table",
         )
     return side_from_integers(stored)
-
-
-def _lay_out(document: BasisDocument) -> tuple[dict[str, Slot], tuple[Group, ...]]:
-    """Derive every offset from the table: coding order is by read group, then by table order."""
-    coded = [tensor for tensor in document.tensors if tensor.mode == "coded"]
-    members: dict[int, list[TensorRecord]] = {}
-    for tensor in coded:
-        assert tensor.group is not None
-        members.setdefault(tensor.group, []).append(tensor)
-    slots: dict[str, Slot] = {}
-    groups: list[Group] = []
-    at = dict.fromkeys(("mean", "left", "right", "exponents", "profile"), 0)
-
-    def take(name: str, count: int) -> tuple[int, int]:
-        at[name] += count
-        return at[name] - count, at[name]
-
-    core_start = 0
-    for index in sorted(members):
-        offset = 0
-        for tensor in members[index]:
-            m, n = tensor.matrix
-            left_entries, left_exponents, p = _side_extent(tensor.left, m)
-            right_entries, right_exponents, q = _side_extent(tensor.right, n)
-            slots[tensor.name] = Slot(
-                record=tensor,
-                core_shape=(p, q),
-                mean=take("mean", m * n),
-                left=take("left", left_entries),
-                right=take("right", right_entries),
-                exponents=take("exponents", left_exponents + right_exponents),
-                profile=take("profile", p + q),
-                core_offset=offset,
-            )
-            offset += p * q
-        padded = -(-offset // document.core_chunk) * document.core_chunk
-        names = tuple(tensor.name for tensor in members[index])
-        groups.append(Group(names, core_start, core_start + padded, offset))
-        core_start += padded
-    return slots, tuple(groups)
-
-
-def _shared_offsets(document: BasisDocument) -> dict[str, tuple[int, int]]:
-    offsets: dict[str, tuple[int, int]] = {}
-    at = 0
-    for tensor in document.tensors:
-        if tensor.mode == "shared":
-            size = tensor.numel * DTYPES[tensor.dtype].size_bytes
-            offsets[tensor.name] = (at, at + size)
-            at += size
-    return offsets

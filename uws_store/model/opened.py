@@ -7,11 +7,9 @@ decoded tensor. Knows nothing about names of families and tasks.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,46 +18,18 @@ import torch
 
 from uws_store import layout
 from uws_store.basis import Basis, TensorBasis, step_of
-from uws_store.dtypes import DTYPES, DType
 from uws_store.errors import FidelityError, FormatError, NotFoundError
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.metadata.model import LEAF_BYTES, ModelDocument
-from uws_store.residual import apply_residual, residual_dtype
+from uws_store.model.sources import Source, residual_starts, sources_of
+from uws_store.residual import apply_residual, residual_classes, residual_dtype, residual_order
 from uws_store.storage import Storage
 from uws_store.store import ArrayReader
 from uws_store.tensor_bytes import tensor_from_bytes
 
-__all__ = ["Model", "Source", "Tier", "read_document"]
+__all__ = ["Model", "Tier", "read_document"]
 
 Tier = Literal["compact", "exact", "mean"]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where one of a model's tensors comes from.
-
-    Attributes
-    ----------
-    kind : {"coded", "shared", "private", "tied"}
-        How it is stored.
-    shape : tuple of int
-        Its shape.
-    dtype : DType
-        Its type in this model.
-    start : int
-        First byte in the private array, or first element in the residual array.
-    tied_to : str or None
-        For ``tied``: the tensor it is.
-    digest : int or None
-        Its position among the digests; None for ``tied``.
-    """
-
-    kind: Literal["coded", "shared", "private", "tied"]
-    shape: tuple[int, ...]
-    dtype: DType
-    start: int = 0
-    tied_to: str | None = None
-    digest: int | None = None
 
 
 class Model:
@@ -87,7 +57,7 @@ class Model:
         self.basis = basis
         self.where = f"{storage.url}/{prefix}"
         self.step = step_of(document.step)
-        self.sources = _sources(document, basis, self.where)
+        self.sources = sources_of(document, basis, where=self.where)
         self._compact = document.compact.leaf_list()
         self._exact = document.exact.leaf_list() if document.exact else None
         self._check()
@@ -105,6 +75,8 @@ class Model:
         }
         self._groups: dict[int, npt.NDArray[np.integer]] = {}
         self._on_device: dict[tuple[str, str], TensorBasis] = {}
+        self._exact_ready: dict[tuple[str, str], torch.Tensor] = {}
+        self._residual_starts = residual_starts(self.sources, basis)
         self._lock = threading.RLock()
 
     @classmethod
@@ -178,6 +150,7 @@ class Model:
         """Drop decoded integers; they are read again when needed."""
         with self._lock:
             self._groups.clear()
+            self._exact_ready.clear()
 
     def core(self, name: str) -> npt.NDArray[np.integer]:
         """Integers of one coded tensor, (p x q); the first touch reads its read group."""
@@ -199,18 +172,50 @@ class Model:
         return pooled
 
     def _coded(self, name: str, source: Source, *, tier: Tier, device: torch.device) -> torch.Tensor:
-        numbers = self._numbers(name, device)
-        core = None
-        if tier != "mean":
-            core = torch.from_numpy(self.core(name)).to(device).to(torch.float64)
-        prediction = numbers.predict(core, step=self.step, dtype=source.dtype)
-        if tier != "exact":
-            return prediction
-        width = residual_dtype(source.dtype).removeprefix("uint")
-        residual = self._readers[f"residual{width}"].read(
-            source.start, source.start + math.prod(source.shape)
-        )
-        return apply_residual(prediction, residual, source.dtype)
+        if tier == "exact":
+            return self._exact_tensor(name, source, device)
+        core = None if tier == "mean" else self.core(name)
+        return self._predict(name, source, core, device)
+
+    def _predict(
+        self, name: str, source: Source, core: npt.NDArray[np.integer] | None, device: torch.device
+    ) -> torch.Tensor:
+        integers = None if core is None else torch.from_numpy(core).to(device).to(torch.float64)
+        return self._numbers(name, device).predict(integers, step=self.step, dtype=source.dtype)
+
+    def _exact_tensor(self, name: str, source: Source, device: torch.device) -> torch.Tensor:
+        """Undo the residual: it is ordered by all predictions of the read group, so the group is made together."""
+        with self._lock:
+            ready = self._exact_ready.pop((name, str(device)), None)
+            if ready is not None:
+                return ready
+            group = self.basis.slots[name].record.group
+            assert group is not None
+            width = residual_dtype(source.dtype)
+            names = [
+                other
+                for other in self.basis.groups[group].names
+                if (found := self.sources.get(other)) is not None
+                and found.kind == "coded"
+                and residual_dtype(found.dtype) == width
+            ]
+            predictions = [
+                self._predict(other, self.sources[other], self.core(other), device) for other in names
+            ]
+            classes = [
+                residual_classes(prediction, self.basis.table[other].shift or 0)
+                for other, prediction in zip(names, predictions, strict=True)
+            ]
+            start = self._residual_starts[group, width]
+            reader = self._readers["residual" + width.removeprefix("uint")]
+            stored = reader.read(start, start + sum(len(part) for part in classes))
+            residual = np.empty_like(stored)
+            residual[residual_order(np.concatenate(classes))] = stored
+            for other, prediction in zip(names, predictions, strict=True):
+                own = self.sources[other]
+                part = residual[own.start : own.start + math.prod(own.shape)]
+                self._exact_ready[other, str(device)] = apply_residual(prediction, part, own.dtype)
+            return self._exact_ready.pop((name, str(device)))
 
     def _numbers(self, name: str, device: torch.device) -> TensorBasis:
         numbers = self.basis.tensor(name)
@@ -338,75 +343,3 @@ def read_document(storage: Storage, prefix: str, *, digest: str) -> ModelDocumen
             kind="format/digest",
         )
     return from_group_bytes(ModelDocument, data, where=where)
-
-
-def _sources(document: ModelDocument, basis: Basis, where: str) -> dict[str, Source]:
-    """Lay out the model's tensors: the table without what is absent, then private tensors of other names."""
-    absent = frozenset(document.absent)
-    for name in absent:
-        if name not in basis.table:
-            raise FormatError(f"{where}: {name!r} is not in the basis's table", kind="format/model")
-    private = _private_sources(document)
-    coded = _coded_sources(document, basis, where, without={*private, *absent})
-    found: dict[str, Source] = {}
-    for record in basis.document.tensors:
-        if record.name in absent:
-            continue
-        if record.name in private:
-            found[record.name] = private[record.name]
-        elif record.mode == "coded":
-            found[record.name] = coded[record.name]
-        elif record.mode == "private":
-            raise FormatError(
-                f"{where}: {record.name} is private in this family and missing here", kind="format/model"
-            )
-        else:
-            found[record.name] = Source(
-                record.mode, record.shape, DTYPES[record.dtype], tied_to=record.tied_to
-            )
-    found |= {name: source for name, source in private.items() if name not in basis.table}
-    sources: dict[str, Source] = {}
-    digests = itertools.count()
-    for name, source in found.items():
-        if source.tied_to is None:
-            sources[name] = replace(source, digest=next(digests))
-            continue
-        target = found.get(source.tied_to)
-        if target is None or target.shape != source.shape:
-            raise FormatError(
-                f"{where}: {name} is tied to {source.tied_to}, which is not here", kind="format/model"
-            )
-        sources[name] = replace(source, dtype=target.dtype)
-    return sources
-
-
-def _private_sources(document: ModelDocument) -> dict[str, Source]:
-    sources: dict[str, Source] = {}
-    at = 0
-    for record in document.private:
-        sources[record.name] = Source("private", record.shape, DTYPES[record.dtype], start=at)
-        at += record.size_bytes
-    return sources
-
-
-def _coded_sources(
-    document: ModelDocument, basis: Basis, where: str, *, without: set[str]
-) -> dict[str, Source]:
-    """Give each coded tensor its dtype and its place in the residual, which is packed in coding order."""
-    own = dict(document.dtypes)
-    at = dict.fromkeys(("uint16", "uint32", "uint64"), 0)
-    sources: dict[str, Source] = {}
-    for group in basis.groups:
-        for name in group.names:
-            if name in without:
-                continue
-            record = basis.table[name]
-            dtype = DTYPES[own.get(name, document.dtype or record.dtype)]
-            if not dtype.is_float:
-                raise FormatError(f"{where}: {name} is coded and {dtype.name}", kind="format/model")
-            width = residual_dtype(dtype)
-            sources[name] = Source("coded", record.shape, dtype, start=at[width])
-            at[width] += record.numel
-    for name in own.keys() - sources.keys():
-        raise FormatError(f"{where}: {name!r} has a dtype of its own and is not coded", kind="format/model")
-    return sources

@@ -1,0 +1,304 @@
+"""The documents and the log for the independent reader: JSON by the rules, fields by the tables, commits folded.
+
+Written from spec/uws-1.md, sections 3 to 5. A refusal names the rule that was broken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Json = Any
+
+
+class Refusal(Exception):  # noqa: N818 - the specification's word
+    """What the format does not allow; ``rule`` is the rule's id without brackets."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(f"{rule}: {message}")
+        self.rule = rule
+
+
+def require(condition: object, rule: str, message: str = "") -> None:
+    if not condition:
+        raise Refusal(rule, message)
+
+
+class Kind(NamedTuple):
+    """A row of the dtype table: bytes, significand bits, least normal exponent, bits of the largest finite value."""
+
+    size: int
+    precision: int = 0
+    min_exponent: int = 0
+    largest: int = 0
+
+
+KINDS = {
+    "F64": Kind(8, 53, -1022, 0x7FEFFFFFFFFFFFFF),
+    "F32": Kind(4, 24, -126, 0x7F7FFFFF),
+    "F16": Kind(2, 11, -14, 0x7BFF),
+    "BF16": Kind(2, 8, -126, 0x7F7F),
+    "F8_E4M3": Kind(1, 4, -6, 0x7E),
+    "F8_E5M2": Kind(1, 3, -14, 0x7B),
+    **{name: Kind(8) for name in ("I64", "U64", "C64")},
+    **{name: Kind(4) for name in ("I32", "U32")},
+    **{name: Kind(2) for name in ("I16", "U16")},
+    **{name: Kind(1) for name in ("I8", "U8", "BOOL")},
+}
+
+
+def load_json(data: bytes, *, most_bytes: int) -> dict[str, Json]:
+    require(len(data) <= most_bytes, "R-JSON-2", f"{len(data)} bytes")
+
+    def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+        require(len({key for key, _ in pairs}) == len(pairs), "R-JSON-4", "duplicate keys")
+        return dict(pairs)
+
+    def whole(text: str) -> int:
+        require(len(text) <= 20 and -(2**63) <= int(text) < 2**63, "R-JSON-5", text[:30])
+        return int(text)
+
+    def real(text: str) -> float:
+        require(math.isfinite(float(text)), "R-JSON-5", text[:30])
+        return float(text)
+
+    def constant(text: str) -> None:
+        raise Refusal("R-JSON-1", text)
+
+    try:
+        value = json.loads(
+            data.decode(),
+            object_pairs_hook=unique,
+            parse_int=whole,
+            parse_float=real,
+            parse_constant=constant,
+        )
+    except ValueError as error:
+        raise Refusal("R-JSON-1", str(error)) from error
+    except RecursionError as error:
+        raise Refusal("R-JSON-3", "too deep") from error
+    inspect(value, depth=0)
+    require(isinstance(value, dict), "R-JSON-1", "not an object")
+    version = value.get("uws")
+    require(type(version) is not int or version <= 1, "R-VERSION-1", f"version {version}")
+    found: dict[str, Json] = value
+    return found
+
+
+def inspect(value: Json, *, depth: int) -> None:
+    """Refuse what Python's parser lets through: deep nesting and halves of surrogate pairs."""
+    if isinstance(value, dict | list):
+        require(depth < 32, "R-JSON-3", "too deep")
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            inspect(part, depth=depth + 1)
+    elif isinstance(value, str):
+        require(not re.search("[\ud800-\udfff]", value), "R-JSON-1", "half a surrogate pair")
+
+
+# Each record's fields: ``name:type``, ``name?`` when it may be absent or null, ``name=literal``. A type is a range of
+# integers, a pattern, a record, ``[type]`` for an array, ``[type]+`` for one that is not empty, ``type,type`` for a pair.
+MOST_TENSORS = 2**17
+RECORDS = {
+    "registry": "uws=1 id:nonce created:time tool:text200",
+    "commit": "uws=1 number:count parent?:hex nonce:nonce time:time tool:text200 actions:[action]+",
+    "family": "op=family family:family architecture:hex",
+    "basis": "op=basis family:family revision:count digest:hex size_bytes:size",
+    "model": "op=model family:family task:task version:count basis_revision:count digest:hex size_bytes:size exact:bool",
+    "alias": "op=alias family:family task:task alias:alias version?:count",
+    "delete": "op=delete family:family task:task version:count",
+    "basis_document": "uws=1 kind=basis architecture:hex fraction_bits?=10 step:step core_length:length "
+    "core_chunk:chunk core_page:page residual_chunk:chunk tensors:[tensor] mean?:array left?:array right?:array "
+    "exponents?:array profile?:array shared?:array build:build",
+    "step": "mantissa:128..255 exponent:-200..100",
+    "tensor": "name:name shape:[length] dtype:dtype mode:mode tied_to?:name left?:side right?:side "
+    f"mean_grid?:-256..256 shift?:-64..64 group?:0..{MOST_TENSORS}",
+    "side": f"block:1..{2**20} rank:1..{2**20}",
+    "array": f"dtype:stored length:1..{2**42} chunk:chunk page?:page shards:[object]",
+    "object": f"size:0..{2**46} sha256:hex",
+    "build": f"models:1..{2**32} sources:hex tool:text64 pcodec:text64 options?:[text,text]",
+    "model_document": "uws=1 kind=model basis:hex step:step dtype?:dtype dtypes?:[name,dtype] absent?:[name] "
+    "private?:[private] core?:array private_bytes?:array residual16?:array residual32?:array residual64?:array "
+    "compact:digests exact?:digests rel_error:positive errors:text source:source scores?:[score]",
+    "private": "name:name shape:[length] dtype:dtype",
+    "digests": "root:hex leaves:text",
+    "source": f"sha256:hex size_bytes:0..{2**63 - 1} metadata?:[text,text]",
+    "score": "metric:text200 tier:tier original:number reconstruction:number higher_is_better:bool "
+    f"n:1..{2**63 - 1} evaluation:text400",
+}
+RANGES = {
+    "count": f"1..{2**53}",
+    "size": f"0..{2**53}",
+    "length": f"0..{2**42}",
+    "chunk": f"1..{2**24}",
+    "page": f"256..{2**24}",
+}
+DATE = "[0-9]{4}-(0[1-9]|1[0-2])-[0-3][0-9]"
+DEVICES = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$))"
+PATTERNS = {
+    "text": (".*", 1 << 30),
+    **{f"text{longest}": (".*", longest) for longest in (64, 200, 400)},
+    "hex": ("[0-9a-f]{64}", 64),
+    "nonce": ("[0-9a-f]{32}", 32),
+    "time": (DATE + r"T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z", 40),
+    "family": (DEVICES + "[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_-])?", 100),
+    "task": (r"[^\\@\x00-\x1f\x7f-\x9f]+", 200),
+    "alias": ("[A-Za-z][A-Za-z0-9._-]*", 64),
+    "name": (".+", 1024),
+    "dtype": ("|".join(KINDS), 10),
+    "mode": ("coded|shared|private|tied", 10),
+    "tier": ("compact|exact|mean", 10),
+    "stored": ("uint8|int16|int32|uint16|uint32|uint64", 10),
+}
+MOST = {"[length]": 32, "[tensor]": MOST_TENSORS, "[private]": MOST_TENSORS, "[name]": MOST_TENSORS}
+
+
+def check_value(kind: str, value: Json, where: str) -> None:
+    """Check one value; the first thing wrong is refused."""
+    good: object = True
+    if kind.startswith("["):
+        good = (
+            isinstance(value, list)
+            and (not kind.endswith("+") or value)
+            and len(value) <= MOST.get(kind, 1 << 30)
+        )
+        for part in value if good else ():
+            check_value(kind.removesuffix("+")[1:-1], part, where)
+    elif "," in kind:
+        good = isinstance(value, list) and len(value) == 2
+        for part, kind_of_part in zip(value, kind.split(","), strict=True) if good else ():
+            check_value(kind_of_part, part, where)
+    elif kind in PATTERNS:
+        pattern, longest = PATTERNS[kind]
+        good = isinstance(value, str) and len(value) <= longest and re.fullmatch(pattern, value, re.DOTALL)
+    elif ".." in RANGES.get(kind, kind):
+        low, high = RANGES.get(kind, kind).split("..")
+        good = type(value) is int and int(low) <= value <= int(high)
+    elif kind in ("number", "positive"):
+        good = type(value) in (int, float) and (kind == "number" or value >= 0)
+    elif kind == "bool":
+        good = type(value) is bool
+    elif kind == "action":
+        good = isinstance(value, dict) and value.get("op") in ("family", "basis", "model", "alias", "delete")
+        if good:
+            check_record(value["op"], value, where)
+    else:
+        check_record(kind, value, where)
+    require(good, "R-JSON-7", f"{where}: {value!r:.60} is no {kind}")
+
+
+def check_record(kind: str, value: Json, where: str) -> None:
+    require(isinstance(value, dict), "R-JSON-7", f"{where}: an object")
+    fields = [re.fullmatch(r"(\w+)(\??)([:=])(\S+)", part) for part in RECORDS[kind].split()]
+    known = {found[1]: found for found in fields if found}
+    for name in value:
+        require(name in known, "R-JSON-6", f"{where}: unknown field {name!r}")
+    for name, found in known.items():
+        inside = f"{where}/{name}"
+        if value.get(name) is None:
+            require(found[2], "R-JSON-7", f"{inside} is missing")
+        elif found[3] == "=":
+            literal = int(found[4]) if found[4].isdigit() else found[4]
+            same = type(value[name]) is type(literal) and value[name] == literal
+            require(same, "R-JSON-7", f"{inside}: {value[name]!r:.60} is not {literal!r}")
+        else:
+            check_value(found[4], value[name], inside)
+
+
+@dataclass
+class Task:
+    versions: dict[int, tuple[str, str]] = field(default_factory=dict)  # model digest, basis digest
+    aliases: dict[str, int] = field(default_factory=dict)
+    last: int = 0
+
+
+@dataclass
+class Family:
+    bases: list[str] = field(default_factory=list)
+    tasks: dict[str, Task] = field(default_factory=dict)
+
+
+def read_file(path: Path, *, most_bytes: int, rule: str) -> bytes:
+    require(path.is_file(), rule, f"{path.name} is missing")
+    require(path.stat().st_size <= most_bytes, "R-JSON-2", f"{path.stat().st_size} bytes")
+    return path.read_bytes()
+
+
+def commit_path(registry: Path, number: int) -> Path:
+    return registry / "_log" / f"{number:020d}.json"
+
+
+def read_log(registry: Path) -> dict[str, Family]:
+    """Fold every commit, from the first to the newest."""
+    data = read_file(registry / "uws.json", most_bytes=1 << 16, rule="R-LOG-1")
+    check_record("registry", load_json(data, most_bytes=1 << 16), "uws.json")
+    families: dict[str, Family] = {}
+    parent: str | None = None
+    number = 1
+    while commit_path(registry, number).is_file():
+        data = read_file(commit_path(registry, number), most_bytes=1 << 22, rule="R-LOG-5")
+        commit = load_json(data, most_bytes=1 << 22)
+        check_record("commit", commit, f"commit {number}")
+        require(commit["number"] == number, "R-LOG-3", f"{commit['number']} at {number}")
+        require(commit.get("parent") == parent, "R-LOG-4", f"parent of {number}")
+        for action in commit["actions"]:
+            fold(families, action)
+        parent = hashlib.sha256(data).hexdigest()
+        number += 1
+    hint = registry / "_log" / "head"
+    beyond = [number + 1]
+    if hint.is_file() and (found := re.fullmatch(rb'\{"number":([0-9]{1,16}),"uws":1\}', hint.read_bytes())):
+        beyond.append(int(found[1]))
+    for later in beyond:
+        require(
+            later <= number or not commit_path(registry, later).is_file(), "R-LOG-6", f"{number} is missing"
+        )
+    return families
+
+
+def fold(families: dict[str, Family], action: dict[str, Json]) -> None:
+    name, op = action["family"], action["op"]
+    if op == "family":
+        require(name not in families, "R-FOLD-2", name)
+        families[name] = Family()
+        return
+    require(name in families, "R-FOLD-3", name)
+    family = families[name]
+    if op == "basis":
+        require(action["revision"] == len(family.bases) + 1, "R-FOLD-4", f"revision {action['revision']}")
+        family.bases.append(action["digest"])
+        return
+    if op == "model":
+        require(action["basis_revision"] <= len(family.bases), "R-FOLD-5", "basis revision")
+        task = family.tasks.setdefault(action["task"], Task())
+        require(action["version"] == task.last + 1, "R-FOLD-6", f"version {action['version']}")
+        task.last = action["version"]
+        task.versions[task.last] = (action["digest"], family.bases[action["basis_revision"] - 1])
+        return
+    require(action["task"] in family.tasks, "R-FOLD-7", action["task"])
+    task = family.tasks[action["task"]]
+    if op == "alias" and action.get("version") is None:
+        require(action["alias"] in task.aliases, "R-FOLD-8", action["alias"])
+        del task.aliases[action["alias"]]
+        return
+    version: int = action["version"]
+    require(version in task.versions, "R-FOLD-7", f"version {version}")
+    if op == "alias":
+        task.aliases[action["alias"]] = version
+    else:
+        require(version not in task.aliases.values(), "R-FOLD-9", f"version {version} has an alias")
+        del task.versions[version]
+
+
+def resolve(
+    families: dict[str, Family], family: str, task: str, revision: int | str | None
+) -> tuple[str, str]:
+    """The digests of a model and its basis."""
+    found = families[family].tasks[task]
+    if revision is None:
+        return found.versions[max(found.versions)]
+    return found.versions[found.aliases[revision] if isinstance(revision, str) else revision]

@@ -1,0 +1,9 @@
+"""A basis in memory: its tensor table joined with its numbers. Shared by the builder, the loader and the verifier."""
+
+from __future__ import annotations
+
+from uws_store.basis.opened import ARRAYS, Basis, array_record, step_of
+from uws_store.basis.table import Group, Slot
+from uws_store.basis.tensor import TensorBasis
+
+__all__ = ["ARRAYS", "Basis", "Group", "Slot", "TensorBasis", "array_record", "step_of"]

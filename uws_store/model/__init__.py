@@ -1,0 +1,8 @@
+"""A stored model, open: its tensors decoded on request."""
+
+from __future__ import annotations
+
+from uws_store.model.opened import Model, Tier, read_document
+from uws_store.model.sources import Source
+
+__all__ = ["Model", "Source", "Tier", "read_document"]

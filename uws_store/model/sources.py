@@ -1,0 +1,133 @@
+"""Where each tensor of a model comes from, laid out from its record and its basis's table alone.
+
+Reads nothing: every offset follows from the documents.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from uws_store.basis import Basis
+from uws_store.dtypes import DTYPES, DType
+from uws_store.errors import FormatError
+from uws_store.metadata.model import ModelDocument
+from uws_store.residual import residual_dtype
+
+__all__ = ["Source", "residual_starts", "sources_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one of a model's tensors comes from.
+
+    Attributes
+    ----------
+    kind : {"coded", "shared", "private", "tied"}
+        How it is stored.
+    shape : tuple of int
+        Its shape.
+    dtype : DType
+        Its type in this model.
+    start : int
+        First byte in the private array, or, among the residuals of its read group and width, first element.
+    tied_to : str or None
+        For ``tied``: the tensor it is.
+    digest : int or None
+        Its position among the digests; None for ``tied``.
+    """
+
+    kind: Literal["coded", "shared", "private", "tied"]
+    shape: tuple[int, ...]
+    dtype: DType
+    start: int = 0
+    tied_to: str | None = None
+    digest: int | None = None
+
+
+def sources_of(document: ModelDocument, basis: Basis, *, where: str) -> dict[str, Source]:
+    """Lay out the model's tensors: the table without what is absent, then private tensors of other names."""
+    absent = frozenset(document.absent)
+    for name in absent:
+        if name not in basis.table:
+            raise FormatError(f"{where}: {name!r} is not in the basis's table", kind="format/model")
+    private = _private_sources(document)
+    coded = _coded_sources(document, basis, where, without={*private, *absent})
+    found: dict[str, Source] = {}
+    for record in basis.document.tensors:
+        if record.name in absent:
+            continue
+        if record.name in private:
+            found[record.name] = private[record.name]
+        elif record.mode == "coded":
+            found[record.name] = coded[record.name]
+        elif record.mode == "private":
+            raise FormatError(
+                f"{where}: {record.name} is private in this family and missing here", kind="format/model"
+            )
+        else:
+            found[record.name] = Source(
+                record.mode, record.shape, DTYPES[record.dtype], tied_to=record.tied_to
+            )
+    found |= {name: source for name, source in private.items() if name not in basis.table}
+    sources: dict[str, Source] = {}
+    digests = itertools.count()
+    for name, source in found.items():
+        if source.tied_to is None:
+            sources[name] = replace(source, digest=next(digests))
+            continue
+        target = found.get(source.tied_to)
+        if target is None or target.shape != source.shape:
+            raise FormatError(
+                f"{where}: {name} is tied to {source.tied_to}, which is not here", kind="format/model"
+            )
+        sources[name] = replace(source, dtype=target.dtype)
+    return sources
+
+
+def _private_sources(document: ModelDocument) -> dict[str, Source]:
+    sources: dict[str, Source] = {}
+    at = 0
+    for record in document.private:
+        sources[record.name] = Source("private", record.shape, DTYPES[record.dtype], start=at)
+        at += record.size_bytes
+    return sources
+
+
+def _coded_sources(
+    document: ModelDocument, basis: Basis, where: str, *, without: set[str]
+) -> dict[str, Source]:
+    """Give each coded tensor its dtype and its place among the residuals of its read group."""
+    own = dict(document.dtypes)
+    sources: dict[str, Source] = {}
+    for group in basis.groups:
+        at = dict.fromkeys(("uint16", "uint32", "uint64"), 0)
+        for name in group.names:
+            if name in without:
+                continue
+            record = basis.table[name]
+            dtype = DTYPES[own.get(name, document.dtype or record.dtype)]
+            if not dtype.is_float:
+                raise FormatError(f"{where}: {name} is coded and {dtype.name}", kind="format/model")
+            width = residual_dtype(dtype)
+            sources[name] = Source("coded", record.shape, dtype, start=at[width])
+            at[width] += record.numel
+    for name in own.keys() - sources.keys():
+        raise FormatError(f"{where}: {name!r} has a dtype of its own and is not coded", kind="format/model")
+    return sources
+
+
+def residual_starts(sources: Mapping[str, Source], basis: Basis) -> dict[tuple[int, str], int]:
+    """First element of each read group in the residual array of each width: groups lie end to end."""
+    starts: dict[tuple[int, str], int] = {}
+    at = dict.fromkeys(("uint16", "uint32", "uint64"), 0)
+    for index, group in enumerate(basis.groups):
+        starts |= {(index, width): start for width, start in at.items()}
+        for name in group.names:
+            source = sources.get(name)
+            if source is not None and source.kind == "coded":
+                at[residual_dtype(source.dtype)] += math.prod(source.shape)
+    return starts

@@ -265,3 +265,38 @@ def test_impossible_fidelities_are_refused(kind: Kind, value: float) -> None:
     with pytest.raises(InvalidInputError) as caught:
         Fidelity(kind, value)
     assert caught.value.kind == "invalid-input/fidelity"
+
+
+def test_one_member_of_huge_norm_stays_out_of_the_fit_and_comes_back(tmp_path: Path) -> None:
+    def huge(index: int, weights: dict[str, torch.Tensor]) -> None:
+        if index == 3:
+            weights["a.weight"] = weights["a.weight"] * 3e10
+
+    zoo = make_zoo(tmp_path / "zoo", shapes=WIDE, change=huge)
+    registry = str(tmp_path / "registry")
+    result = uws_store.build(zoo, family="f", registry=registry, exact=True)
+    without = uws_store.build(
+        make_zoo(tmp_path / "plain", shapes=WIDE), family="g", registry=registry
+    )
+    ordinary = {model.task: model for model in without.models}
+    for model in result.models:
+        if model.task != "task-03":
+            assert model.rel_error < 1.2 * ordinary[model.task].rel_error, "nobody else is worse for it"
+    original = load_file(zoo / "task-03.safetensors")
+    exact = uws_store.load_model("f", "task-03", registry=registry, tier="exact").materialize()
+    assert all(same_bits(exact[name], original[name]) for name in original)
+    with Members(scan_zoo(zoo)) as members:
+        list(members.survey())
+        assert dict(members.outliers) == {"task-03": ("a.weight",)}
+
+
+def test_duplicates_cost_no_object(tmp_path: Path) -> None:
+    zoo = make_zoo(tmp_path / "zoo", shapes=WIDE)
+    (zoo / "copy.safetensors").write_bytes((zoo / "task-00.safetensors").read_bytes())
+    registry = str(tmp_path / "registry")
+    result = uws_store.build(zoo, family="f", registry=registry)
+    summary, models = uws_store.show("f", registry=registry)
+    digests = {model.task: model.digest for model in models}
+    assert digests["copy"] == digests["task-00"]
+    assert summary.models_bytes == sum({model.digest: model.size_bytes for model in models}.values())
+    assert len(result.models) == 9

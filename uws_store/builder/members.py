@@ -5,8 +5,10 @@ Owns which checkpoints take part and how each tensor of the architecture is trea
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ _STATISTICS = (
     "moving_var",
 )
 _TIE_ELEMENTS = 1024
+_OUTLIER_RATIO = 100.0
 
 
 def is_statistic(name: str) -> bool:
@@ -102,6 +105,7 @@ class Members:
                     + "; add more checkpoints, or keep a single model as safetensors",
                     kind="invalid-input/one-model-zoo",
                 )
+            self._outliers: dict[str, list[str]] = {}
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -124,6 +128,11 @@ class Members:
             if member.odd
         }
 
+    @property
+    def outliers(self) -> Mapping[str, tuple[str, ...]]:
+        """Per task, the tensors kept out of the fit because their norm is far beyond the others'; after the survey."""
+        return {task: tuple(names) for task, names in self._outliers.items()}
+
     def sources_digest(self) -> str:
         """SHA-256, hex, over the sorted lines ``<sha256 of the checkpoint> <task>``."""
         lines = sorted(f"{checkpoint.sha256()} {task}\n" for task, checkpoint in self.checkpoints.items())
@@ -141,17 +150,14 @@ class Members:
             yield found
 
     def _one(self, name: str, shape: tuple[int, ...], digests: dict[str, dict[str, bytes]]) -> TensorSurvey:
-        usable: list[str] = []
+        energies: dict[str, float] = {}
         total: torch.Tensor | None = None
-        energy = 0.0
         dtypes: list[str] = []
         mine: dict[str, bytes] = {}
-        holders = 0
         for task, checkpoint in self.checkpoints.items():
             info = checkpoint.tensors.get(name)
             if info is None:
                 continue
-            holders += 1
             dtypes.append(info.dtype.name)
             if info.shape != shape:
                 continue
@@ -161,10 +167,18 @@ class Members:
                 continue
             values = tensor.to(torch.float64)
             if bool(torch.isfinite(values).all()):
-                usable.append(task)
                 total = values if total is None else total + values
-                energy += float(values.square().sum())
+                energies[task] = float(values.square().sum())
         digests[name] = mine
+        for task in _outliers(energies):
+            self._outliers.setdefault(task, []).append(name)
+            del energies[task]
+            total = None
+        usable = tuple(energies)
+        if total is None and usable:
+            # Summed anew: an outlier cannot be taken back out of a sum that it has swallowed.
+            tensors = (self.checkpoints[task].read(name).to(torch.float64) for task in usable)
+            total = functools.reduce(torch.add, tensors)
         dtype = max(sorted(set(dtypes)), key=dtypes.count)
         everywhere = len(mine) == len(self.checkpoints)
         if everywhere and len(set(mine.values())) == 1:
@@ -180,10 +194,10 @@ class Members:
         else:
             mode = "coded"
         if total is None:
-            return TensorSurvey(name, shape, dtype, mode, None, tuple(usable))
-        mean_energy = energy / len(usable)
+            return TensorSurvey(name, shape, dtype, mode, None, usable)
+        mean_energy = sum(energies.values()) / len(usable)
         change_energy = max(0.0, mean_energy - float((total / len(usable)).square().sum()))
-        return TensorSurvey(name, shape, dtype, mode, None, tuple(usable), mean_energy, change_energy)
+        return TensorSurvey(name, shape, dtype, mode, None, usable, mean_energy, change_energy)
 
     def _tied(
         self, found: TensorSurvey, order: list[str], digests: dict[str, dict[str, bytes]]
@@ -203,3 +217,11 @@ class Members:
         """Read a tensor of every usable member as a real matrix, float64, with its task."""
         for task in survey.usable:
             yield task, self.checkpoints[task].read(survey.name).to(torch.float64).reshape(survey.matrix)
+
+
+def _outliers(energies: Mapping[str, float]) -> list[str]:
+    """Tasks whose norm is a hundred times the median: one such member would be all there is in a mean and a basis."""
+    if len(energies) < 3:
+        return []
+    limit = _OUTLIER_RATIO**2 * statistics.median(energies.values())
+    return [task for task, energy in energies.items() if energy > limit > 0.0]

@@ -374,3 +374,19 @@ def test_verify_against_another_zoo_is_no_proof(family: str, tmp_path: Path) -> 
     assert {problem.kind for model in verdict.models for problem in model.report.problems} == {
         "incompatible/source"
     }
+
+
+def test_models_added_later_need_no_original_to_verify_the_rest(
+    zoo: Path, family: str, tmp_path: Path
+) -> None:
+    uws_store.add(zoo / "task-00.safetensors", family="f", task="later", registry=family)
+    verdict = uws_store.verify("f", registry=family, against=zoo)
+    assert verdict.ok
+    assert verdict.not_compared == ("later",)
+    assert not next(model for model in verdict.models if model.task == "later").safe_to_delete
+    strangers = make_zoo(tmp_path / "strangers", models=2)
+    for path in strangers.iterdir():
+        path.rename(path.with_name(f"x-{path.name}"))
+    with pytest.raises(NotFoundError) as caught:
+        uws_store.verify("f", registry=family, against=strangers)
+    assert caught.value.kind == "not-found/original"

@@ -5,10 +5,10 @@ Names are resolved and parts joined here; the command line and the package root 
 
 from __future__ import annotations
 
-from uws_store.api.family import Family, load_model, open_family
+from uws_store.api.family import Family, load_model, open_family, open_registry
 from uws_store.api.inspect import FamilySummary, ModelSummary, is_model, list_families, list_models, show
 from uws_store.api.publish import AddResult, BuildResult, ModelResult, add, build
-from uws_store.api.restore import ExportResult, VerifyResult, export, verify
+from uws_store.api.restore import ExportResult, ModelVerdict, VerifyResult, export, file_name_of, verify
 
 __all__ = [
     "AddResult",
@@ -18,15 +18,18 @@ __all__ = [
     "FamilySummary",
     "ModelResult",
     "ModelSummary",
+    "ModelVerdict",
     "VerifyResult",
     "add",
     "build",
     "export",
+    "file_name_of",
     "is_model",
     "list_families",
     "list_models",
     "load_model",
     "open_family",
+    "open_registry",
     "show",
     "verify",
 ]

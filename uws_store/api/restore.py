@@ -54,12 +54,15 @@ class VerifyResult:
         By task.
     problems : tuple of Problem
         What is wrong outside any one model.
+    not_compared : tuple of str
+        With originals given: tasks that have none there, such as models that were added later.
     """
 
     family: str
     basis_objects: int
     models: tuple[ModelVerdict, ...]
     problems: tuple[Problem, ...]
+    not_compared: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -144,7 +147,7 @@ def verify(
         if found:
             damaged.add(digest)
     with ExitStack() as stack:
-        originals = _originals(against, entries, stack, problems)
+        originals = _originals(against, entries, stack)
         for index, entry in enumerate(entries):
             prefix = layout.model_prefix(family, entry.digest)
             if entry.basis_digest in damaged:
@@ -162,7 +165,10 @@ def verify(
             verdicts.append(ModelVerdict(entry.task, entry.version, report, safe))
             if progress is not None:
                 progress("verifying", index + 1, len(entries))
-    return VerifyResult(family, basis_objects, tuple(verdicts), tuple(problems))
+    uncompared = (
+        [entry.task for entry in entries if entry.task not in originals] if against is not None else []
+    )
+    return VerifyResult(family, basis_objects, tuple(verdicts), tuple(problems), tuple(uncompared))
 
 
 def _failed(problem: Problem) -> ModelReport:
@@ -170,25 +176,38 @@ def _failed(problem: Problem) -> ModelReport:
 
 
 def _originals(
-    against: str | Path | None, entries: list[ModelEntry], stack: ExitStack, problems: list[Problem]
+    against: str | Path | None, entries: list[ModelEntry], stack: ExitStack
 ) -> Mapping[str, Checkpoint]:
-    """Open the originals of the tasks; a task without one is a problem, since the caller expected it."""
+    """Open the originals of the tasks that have one.
+
+    Raises
+    ------
+    NotFoundError
+        When none of the tasks has one: these are not the originals (``not-found/original``).
+    """
     if against is None:
         return {}
     path = Path(against)
     if len(entries) == 1 and path.is_file() and path.suffix != ".json":
         return {entries[0].task: stack.enter_context(open_checkpoint(path))}
     members = {member.task: member for member in scan_zoo(path)}
-    found: dict[str, Checkpoint] = {}
-    for entry in entries:
-        member = members.get(entry.task)
-        if member is None:
-            problems.append(
-                Problem(entry.task, "not-found/original", f"{path} has no checkpoint of this task")
-            )
-        else:
-            found[entry.task] = stack.enter_context(open_checkpoint(member.path))
+    found = {
+        entry.task: stack.enter_context(open_checkpoint(members[entry.task].path))
+        for entry in entries
+        if entry.task in members
+    }
+    if not found:
+        raise NotFoundError(
+            f"{path} has no checkpoint of any of the {len(entries)} tasks, such as {entries[0].task!r}; name the zoo "
+            "that the family was built from",
+            kind="not-found/original",
+        )
     return found
+
+
+def file_name_of(task: str) -> str:
+    """Name a file after a task, another for every task: a slash is written as ``%2F``, a percent sign as ``%25``."""
+    return task.replace("%", "%25").replace("/", "%2F") + ".safetensors"
 
 
 def export(
@@ -224,7 +243,7 @@ def export(
     weights = open_family(family, registry=registry).load(task, revision=revision, tier=tier)
     path = Path(output)
     if path.is_dir():
-        path = path / (weights.task.replace("/", "--") + ".safetensors")
+        path = path / file_name_of(weights.task)
     if not path.parent.is_dir():
         raise NotFoundError(f"{path.parent} is no folder; make it first", kind="not-found/folder")
     tensors = weights.materialize()

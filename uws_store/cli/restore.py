@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,10 +10,9 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from uws_store.api import ExportResult, VerifyResult
+from uws_store.api import ExportResult, VerifyResult, file_name_of, open_family, open_registry
 from uws_store.api import export as api_export
 from uws_store.api import verify as api_verify
-from uws_store.api.family import Family, open_family, open_registry
 from uws_store.cli.output import Output, as_plain, columns, counted, number, printable, size
 from uws_store.cli.progress import progress
 from uws_store.errors import (
@@ -25,10 +23,9 @@ from uws_store.errors import (
     Problem,
     StorageError,
 )
-from uws_store.names import collision_key
 
 if TYPE_CHECKING:
-    from uws_store.api.restore import ModelVerdict
+    from uws_store.api import Family, ModelVerdict
     from uws_store.model import Tier
 
 __all__ = ["run_export", "run_export_all", "run_verify"]
@@ -124,8 +121,6 @@ def _plan_files(family: Family, root: Path, *, tier: str, overwrite: bool) -> di
         When a model has not the tier.
     AlreadyExistsError
         When a file is there.
-    InvalidInputError
-        When two tasks would get one file.
     """
     tasks = family.tasks()
     if tier == "exact":
@@ -139,16 +134,7 @@ def _plan_files(family: Family, root: Path, *, tier: str, overwrite: bool) -> di
                     Problem(task, "fidelity/no-exact-tier", "stored without --exact") for task in lacking
                 ),
             )
-    files = {task: root / (task.replace("/", "--") + ".safetensors") for task in tasks}
-    by_name: defaultdict[str, list[str]] = defaultdict(list)
-    for task, path in files.items():
-        by_name[collision_key(path.name)].append(task)
-    clashing = [tasks for tasks in by_name.values() if len(tasks) > 1]
-    if clashing:
-        raise InvalidInputError(
-            f"tasks {' and '.join(map(repr, clashing[0]))} would be one file; nothing was written, export them one by one",
-            kind="invalid-input/file-name",
-        )
+    files = {task: root / file_name_of(task) for task in tasks}
     there = [path for path in files.values() if path.exists()]
     if there and not overwrite:
         raise AlreadyExistsError(
@@ -194,6 +180,11 @@ def _verify_parts(result: VerifyResult, *, compared: bool, safe: Sequence[str]) 
         yield "\n".join(f"  {problem} [{problem.kind}]" for problem in problems)
     else:
         yield f"checked {what}: all as recorded"
+    if result.not_compared:
+        yield (
+            f"\nwithout an original there, and so not compared ({len(result.not_compared)}): "
+            + printable(", ".join(result.not_compared))
+        )
     if compared and safe:
         yield (
             f"\nsafe to delete, the exact tier gives back every bit ({len(safe)} of "

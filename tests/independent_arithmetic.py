@@ -175,3 +175,19 @@ def correct(prediction: bytes, residual: npt.NDArray[Any], dtype: str) -> bytes:
     ordered = (ordered + difference) & mask
     bits = np.where(ordered & sign, (~ordered & mask) | sign, ordered)
     return bits.astype(f"<u{size}").tobytes()
+
+
+def exponents(prediction: bytes, dtype: str) -> list[int | None]:
+    """The e of |P| = f * 2**e, 0.5 <= f < 1, read off the bit patterns; None for zeros."""
+    kind = KINDS[dtype]
+    found: list[int | None] = []
+    for start in range(0, len(prediction), kind.size):
+        magnitude = int.from_bytes(prediction[start : start + kind.size], "little") & ((1 << 8 * kind.size - 1) - 1)
+        field, fraction = divmod(magnitude, 1 << (kind.precision - 1))
+        if field:
+            found.append(field + kind.min_exponent)
+        elif fraction:
+            found.append(fraction.bit_length() + kind.min_exponent - (kind.precision - 1))
+        else:
+            found.append(None)
+    return found

@@ -18,7 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import zarr
-from independent_arithmetic import Coded, Ints, correct, make_side, matrix_of, predict, side_counts
+from independent_arithmetic import (
+    Coded,
+    Ints,
+    correct,
+    exponents,
+    make_side,
+    matrix_of,
+    predict,
+    side_counts,
+)
 from independent_documents import (
     KINDS,
     Json,
@@ -335,7 +344,7 @@ class Model:
         return cores
 
     def _read_residual(self, folder: Path) -> dict[str, npt.NDArray[Any]]:
-        """Each coded tensor's residual; the arrays hold the tensors in coding order."""
+        """Each coded tensor's residual, put back from the order of its read group into its own."""
         stored: dict[int, npt.NDArray[Any]] = {}
         for width in (16, 32, 64):
             array = self.document.get(f"residual{width}")
@@ -343,14 +352,31 @@ class Model:
             stored[width] = read_array(folder, f"residual{width}", array, dtype=f"uint{width}")
         found: dict[str, npt.NDArray[Any]] = {}
         at = dict.fromkeys(stored, 0)
-        for name, dtype in self.dtypes.items() if self.document.get("exact") else ():
-            width = max(16, 8 * KINDS[dtype].size)
-            count = math.prod(self.basis.coded[name].matrix)
-            found[name] = stored[width][at[width] : at[width] + count]
-            at[width] += count
+        for names in self.basis.groups if self.document.get("exact") else ():
+            for width in stored:
+                members = [
+                    name
+                    for name in names
+                    if name in self.dtypes and max(16, 8 * KINDS[self.dtypes[name]].size) == width
+                ]
+                classes = [value for name in members for value in self._residual_classes(name)]
+                part = stored[width][at[width] : at[width] + len(classes)]
+                require(len(part) == len(classes), "R-RES-2", f"residual{width}: too short")
+                own = np.empty_like(part)
+                # A sort by falling class that keeps the order of equals, said in another way.
+                own[sorted(range(len(classes)), key=lambda index, key=classes: (-key[index], index))] = part
+                at[width] += len(classes)
+                for name in members:
+                    count = math.prod(self.basis.coded[name].matrix)
+                    found[name], own = own[:count], own[count:]
         for width, values in stored.items():
             require(len(values) == at[width], "R-RES-2", f"residual{width}: {len(values)} of {at[width]}")
         return found
+
+    def _residual_classes(self, name: str) -> list[int]:
+        coded, dtype = self.basis.coded[name], self.dtypes[name]
+        prediction = predict(coded, self.core[name], self.document["step"], dtype)
+        return [value + coded.row["shift"] if value is not None else -32768 for value in exponents(prediction, dtype)]
 
     def tensors(self, tier: str) -> dict[str, Tensor]:
         """Reconstruct every tensor; at the stored tiers, compare with the digests on record."""

@@ -191,3 +191,8 @@ def exponents(prediction: bytes, dtype: str) -> list[int | None]:
         else:
             found.append(None)
     return found
+
+
+def falling(classes: list[int]) -> list[int]:
+    """Indexes by falling class, equals in their order."""
+    return [index for _, index in sorted((-value, index) for index, value in enumerate(classes))]

@@ -23,6 +23,7 @@ from independent_arithmetic import (
     Ints,
     correct,
     exponents,
+    falling,
     make_side,
     matrix_of,
     predict,
@@ -364,7 +365,7 @@ class Model:
                 require(len(part) == len(classes), "R-RES-2", f"residual{width}: too short")
                 own = np.empty_like(part)
                 # A sort by falling class that keeps the order of equals, said in another way.
-                own[sorted(range(len(classes)), key=lambda index, key=classes: (-key[index], index))] = part
+                own[falling(classes)] = part
                 at[width] += len(classes)
                 for name in members:
                     count = math.prod(self.basis.coded[name].matrix)

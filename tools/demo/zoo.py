@@ -227,7 +227,7 @@ def main() -> None:
     base_path: Path = options.base or out.with_name(f"{out.name}-base.safetensors")
     out.mkdir(parents=True, exist_ok=True)
     names = task_names(options.tasks)
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     started_s = time.perf_counter()
     with progress_bars(console) as bars:
         base_bar = bars.add_task("training the base", total=BASE_STEPS)

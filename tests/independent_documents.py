@@ -128,7 +128,8 @@ RECORDS = {
     "digests": "root:hex leaves:text",
     "source": f"sha256:hex size_bytes:0..{2**63 - 1} metadata?:[text,text]",
     "score": "metric:text200 tier:tier original:number reconstruction:number higher_is_better:bool "
-    f"n:1..{2**63 - 1} evaluation:text400",
+    f"n?:1..{2**63 - 1} evaluation:text400 purpose?:purpose max_drop?:positive paired?:paired",
+    "paired": "mean:number low:number high:number",
 }
 RANGES = {
     "count": f"1..{2**53}",
@@ -152,6 +153,7 @@ PATTERNS = {
     "dtype": ("|".join(KINDS), 10),
     "mode": ("coded|shared|private|tied", 10),
     "tier": ("compact|exact|mean", 10),
+    "purpose": ("report|search|both", 10),
     "stored": ("uint8|int16|int32|uint16|uint32|uint64", 10),
 }
 MOST = {"[length]": 32, "[tensor]": MOST_TENSORS, "[private]": MOST_TENSORS, "[name]": MOST_TENSORS}

@@ -225,7 +225,7 @@ def test_values_far_out_of_scale_are_kept_exact_and_loaded(tmp_path: Path, value
     save_file(weights, tmp_path / "outlier.safetensors")
     uws_store.add(tmp_path / "outlier.safetensors", family="f", registry=registry, exact=True)
     for tier in ("compact", "exact"):
-        found = uws_store.load_model("f", "outlier", registry=registry, tier=tier)["a.weight"]  # type: ignore[arg-type]
+        found = uws_store.load_model("f", "outlier", registry=registry, tier=tier)["a.weight"]
         assert float(found[3, 4]) == pytest.approx(value, rel=1e-3)
     assert same_bits(found, weights["a.weight"])
 

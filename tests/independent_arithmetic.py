@@ -182,7 +182,9 @@ def exponents(prediction: bytes, dtype: str) -> list[int | None]:
     kind = KINDS[dtype]
     found: list[int | None] = []
     for start in range(0, len(prediction), kind.size):
-        magnitude = int.from_bytes(prediction[start : start + kind.size], "little") & ((1 << 8 * kind.size - 1) - 1)
+        magnitude = int.from_bytes(prediction[start : start + kind.size], "little") & (
+            (1 << 8 * kind.size - 1) - 1
+        )
         field, fraction = divmod(magnitude, 1 << (kind.precision - 1))
         if field:
             found.append(field + kind.min_exponent)

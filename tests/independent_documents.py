@@ -201,14 +201,17 @@ def check_record(kind: str, value: Json, where: str) -> None:
         require(name in known, "R-JSON-6", f"{where}: unknown field {name!r}")
     for name, found in known.items():
         inside = f"{where}/{name}"
-        if value.get(name) is None:
+        if name not in value:
             require(found[2], "R-JSON-7", f"{inside} is missing")
+        elif value[name] is None:
+            raise Refusal("R-JSON-8", f"{inside} is null")
         elif found[3] == "=":
             literal = int(found[4]) if found[4].isdigit() else found[4]
             same = type(value[name]) is type(literal) and value[name] == literal
             require(same, "R-JSON-7", f"{inside}: {value[name]!r:.60} is not {literal!r}")
         else:
             check_value(found[4], value[name], inside)
+    require(kind != "paired" or value["low"] <= value["high"], "R-JSON-7", f"{where}: low and high")
 
 
 @dataclass
@@ -242,7 +245,7 @@ def read_log(registry: Path) -> dict[str, Family]:
     parent: str | None = None
     number = 1
     while commit_path(registry, number).is_file():
-        data = read_file(commit_path(registry, number), most_bytes=1 << 22, rule="R-LOG-5")
+        data = read_file(commit_path(registry, number), most_bytes=1 << 22, rule="R-LOG-6")
         commit = load_json(data, most_bytes=1 << 22)
         check_record("commit", commit, f"commit {number}")
         require(commit["number"] == number, "R-LOG-3", f"{commit['number']} at {number}")
@@ -300,7 +303,10 @@ def resolve(
     families: dict[str, Family], family: str, task: str, revision: int | str | None
 ) -> tuple[str, str]:
     """The digests of a model and its basis."""
-    found = families[family].tasks[task]
-    if revision is None:
-        return found.versions[max(found.versions)]
-    return found.versions[found.aliases[revision] if isinstance(revision, str) else revision]
+    try:
+        found = families[family].tasks[task]
+        if revision is None:
+            return found.versions[max(found.versions, default=0)]
+        return found.versions[found.aliases[revision] if isinstance(revision, str) else revision]
+    except KeyError as error:
+        raise Refusal("R-FOLD-10", f"{family}/{task}@{revision}") from error

@@ -377,7 +377,10 @@ class Model:
     def _residual_classes(self, name: str) -> list[int]:
         coded, dtype = self.basis.coded[name], self.dtypes[name]
         prediction = predict(coded, self.core[name], self.document["step"], dtype)
-        return [value + coded.row["shift"] if value is not None else -32768 for value in exponents(prediction, dtype)]
+        return [
+            value + coded.row["shift"] if value is not None else -32768
+            for value in exponents(prediction, dtype)
+        ]
 
     def tensors(self, tier: str) -> dict[str, Tensor]:
         """Reconstruct every tensor; at the stored tiers, compare with the digests on record."""

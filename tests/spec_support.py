@@ -63,7 +63,9 @@ def theirs(registry: Path, task: str, *, tier: str = "compact", revision: int | 
         tensors = independent_reader.read_model(registry, FAMILY, task, revision=revision, tier=tier)
     except Refusal as refusal:
         return Outcome(refusal.rule, {})
-    return Outcome(None, {name: tuple(tensor) for name, tensor in tensors.items()})
+    return Outcome(
+        None, {name: (tensor.dtype, tensor.shape, tensor.data) for name, tensor in tensors.items()}
+    )
 
 
 def to_json(value: object) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -129,10 +130,13 @@ def test_methods_about_a_reference_count_it(training: coding.Training) -> None:
     assert 2 * 4 * PARAMETERS <= directions <= 2 * 5 * PARAMETERS
 
 
+@pytest.mark.parametrize("name", ["plain coder", "plain, dead zone", plain_coders.CONTROL])
 def test_a_finer_plain_coder_is_nearer_and_larger(
-    training: coding.Training, held: dict[str, torch.Tensor]
+    name: str, training: coding.Training, held: dict[str, torch.Tensor]
 ) -> None:
-    coded = [method.fit(training).code(held) for method in plain_coders.plain_coder((0.1, 0.4, 1.6))]
+    methods = [m for m in plain_coders.plain_coder((0.1, 0.4, 1.6)) if m.name == name]
+    coded = [method.fit(training).code(held) for method in methods]
+    assert len(coded) == 3
     errors = [_error(each.weights, held) for each in coded]
     assert errors == sorted(errors)
     assert [each.size_bytes for each in coded] == sorted((each.size_bytes for each in coded), reverse=True)
@@ -181,7 +185,7 @@ def _tiny_zoo(folder: Path, *, private: bool = False) -> zoos.BenchZoo:
         base=None,
         metric=zoos.Metric("distance", higher_is_better=False, tolerance=0.5),
         score=score,
-        bits=(40.0,),
+        bits=(12.0,),
         steps=(1.0,),
         counted_models=12,
     )
@@ -191,7 +195,8 @@ def test_a_zoo_runs_from_end_to_end(tmp_path: Path) -> None:
     zoo = _tiny_zoo(tmp_path / "zoo", private=True)
     methods = [*plain_coders.plain_coder((0.2, 3.0)), *sign_coders.bitdelta()]
     result = codec.measure(zoo, methods=methods)
-    ours, fine, coarse, signs = result.points
+    ours, fine, coarse = result.points[:3]
+    signs = result.points[-1]
     assert ours.method == codec.OURS
     assert [point.container_bytes for point in (fine, coarse, signs)] == [ours.container_bytes] * 3
     heads = [4 * 3 * (2 + index) for index in (0, 4, 8)]
@@ -199,9 +204,11 @@ def test_a_zoo_runs_from_end_to_end(tmp_path: Path) -> None:
     assert ours.private_bytes >= sum(heads) / 3
     assert result.originals == (0.0, 0.0, 0.0)
     assert result.loss(fine) < result.loss(coarse)
+    assert fine.weight_error < coarse.weight_error
     assert result.bits(signs) > result.payload_bits(signs) >= 0.9
-    console = Console(file=(tmp_path / "out").open("w"), width=150)
-    codec_report.show(result, console)
+    out = io.StringIO()
+    codec_report.show(result, Console(file=out, width=150))
+    assert "BitDelta" in out.getvalue()
     document = codec_report.as_document([result], absent={})
     assert document == json.loads(json.dumps(document, allow_nan=False))
     assert "| BitDelta |" in codec_report.markdown([result], absent={"acas": "gone"}, command="bench")
@@ -219,8 +226,22 @@ def test_a_method_that_changes_a_shape_is_refused(tmp_path: Path) -> None:
         codec.measure(zoo, methods=[coding.Method("cut", "", "", fit)])
 
 
-def _point(method: str, size: float, loss: float) -> codec.Point:
-    return codec.Point(method, "", "", size, 0.0, 0.0, 0, (loss, loss), 0.0)
+def _point(method: str, size: float, loss: float, *, error: float = 0.0) -> codec.Point:
+    return codec.Point(method, "", "", size, 0.0, 0.0, 0, (loss, loss), error, 0.0)
+
+
+def test_plain_coders_are_compared_at_equal_error(tmp_path: Path) -> None:
+    points = (
+        _point(codec.OURS, 100.0, 0.0, error=0.1),
+        _point(codec.OURS, 1.0, 0.0, error=5.0),
+        _point("plain coder", 400.0, 0.0, error=0.01),
+        _point("plain coder", 100.0, 0.0, error=1.0),
+        _point("plain, dead zone", 900.0, 0.0, error=0.01),
+        _point("plain, dead zone", 400.0, 0.0, error=1.0),
+        _point("BitDelta", 1.0, 0.0, error=0.1),
+    )
+    result = codec.ZooResult(_tiny_zoo(tmp_path / "zoo"), 1000, 1000, (0.0, 0.0), points, ())
+    assert verdicts.equal_error_ratios(result, lambda point: point.model_bytes) == [pytest.approx(2)]
 
 
 def test_bytes_at_the_tolerance_lie_on_the_line_between_settings(tmp_path: Path) -> None:
@@ -229,6 +250,7 @@ def test_bytes_at_the_tolerance_lie_on_the_line_between_settings(tmp_path: Path)
         _point(codec.OURS, 100.0, 1.0),
         _point(codec.OURS, 400.0, 0.0),
         _point("other", 800.0, 0.2),
+        _point(plain_coders.CONTROL, 500.0, 0.2),
         _point("worse", 50.0, 3.0),
         _point("broken", 10.0, math.nan),
     )
@@ -240,7 +262,14 @@ def test_bytes_at_the_tolerance_lie_on_the_line_between_settings(tmp_path: Path)
     assert verdicts.bytes_at_tolerance(result, "worse", lambda point: point.model_bytes) is None
     assert verdicts.bytes_at_tolerance(result, "broken", lambda point: point.model_bytes) is None
     first = verdicts.verdict_of(result)[0]
-    assert (first.best, first.ratio, first.times_smaller) == ("other", pytest.approx(4), pytest.approx(20))
+    assert first.best == "other"
+    assert first.control_bytes == 500
+    assert first.steady
+    unsteady = (*points, _point(codec.OURS, 500.0, 2.0))
+    result = codec.ZooResult(zoo, 1000, 1000, (0.0, 0.0), unsteady, ())
+    assert not verdicts.verdict_of(result)[0].steady
+    assert first.ratio == pytest.approx(4)
+    assert first.times_smaller == pytest.approx(20)
 
 
 def test_gains_do_not_pay_for_losses_where_a_metric_says_so() -> None:

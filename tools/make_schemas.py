@@ -35,6 +35,7 @@ def schema_of(name: str) -> dict[str, Any]:
     """Make the schema of one document (JSON Schema, draft 2020-12)."""
     made = DOCUMENTS[name].model_json_schema(mode="validation")
     _forget_prose(made)
+    _forget_null(made)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:uws:1:{name}",
@@ -54,6 +55,21 @@ def _forget_prose(schema: object) -> None:
     elif isinstance(schema, list):
         for value in schema:
             _forget_prose(value)
+
+
+def _forget_null(schema: object) -> None:
+    """Drop null where a field has no value: in code that is None, in a document the field is left out."""
+    if isinstance(schema, dict):
+        choices = schema.get("anyOf")
+        if isinstance(choices, list) and {"type": "null"} in choices:
+            (only,) = (choice for choice in choices if choice != {"type": "null"})
+            del schema["anyOf"], schema["default"]
+            schema.update(only)
+        for value in schema.values():
+            _forget_null(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _forget_null(value)
 
 
 def schema_bytes(name: str) -> bytes:

@@ -42,6 +42,8 @@ class Point:
         What all models share.
     scores : tuple of float
         One per held-out model.
+    weight_error : float
+        ``||W - W'|| / ||W||`` over coded tensors.
     seconds : float
         To fit and to code, decode and score all held-out models.
     """
@@ -54,6 +56,7 @@ class Point:
     container_bytes: float
     shared_bytes: int
     scores: tuple[float, ...]
+    weight_error: float
     seconds: float
 
     @property
@@ -96,13 +99,15 @@ class ZooResult:
 
     def loss(self, point: Point) -> float:
         """Mean loss, in the metric's unit; a score that is no number counts as infinitely bad."""
-        mean = statistics.fmean(self.losses(point))
-        return math.inf if math.isnan(mean) else mean
+        losses = self.losses(point)
+        return statistics.fmean(losses) if all(map(math.isfinite, losses)) else math.inf
 
     def loss_error(self, point: Point) -> float:
         """Standard error of the mean loss over models, each compared with itself."""
         losses = self.losses(point)
-        return statistics.stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
+        if len(losses) < 2 or not all(map(math.isfinite, losses)):
+            return 0.0
+        return statistics.stdev(losses) / math.sqrt(len(losses))
 
     def keeps(self, point: Point) -> bool:
         """Whether the mean loss is within the metric's tolerance."""
@@ -180,7 +185,7 @@ def measure(
     points: list[Point] = []
     for rate in bits or zoo.bits:
         on_progress(f"{zoo.name}: {OURS} at {rate:g} bits")
-        point = _ours(zoo, rate)
+        point = _ours(zoo, rate, training, held)
         if point is None:
             notes.append(f"{OURS} cannot be built at {rate:g} bits: the records alone take more")
         else:
@@ -205,12 +210,17 @@ def measure(
     )
 
 
-def _ours(zoo: BenchZoo, bits: float) -> Point | None:
+def _ours(zoo: BenchZoo, bits: float, training: Training, held: dict[str, LazyWeights]) -> Point | None:
     started_s = time.perf_counter()
     with stored(zoo.training, zoo.held, bits=bits, expect_models=zoo.counted_models) as family:
         if family is None:
             return None
-        scores = tuple(zoo.score(family.load(model.task), model.task) for model in family.models)
+        scores: list[float] = []
+        errors: list[float] = []
+        for model in family.models:
+            weights = family.load(model.task)
+            scores.append(zoo.score(weights, model.task))
+            errors.append(_weight_error(training.names, weights, held[model.task]))
     return Point(
         method=OURS,
         setting=f"{bits:g} bits",
@@ -219,7 +229,8 @@ def _ours(zoo: BenchZoo, bits: float) -> Point | None:
         private_bytes=statistics.fmean(model.private_bytes for model in family.models),
         container_bytes=statistics.fmean(model.container_bytes for model in family.models),
         shared_bytes=family.basis_bytes,
-        scores=scores,
+        scores=tuple(scores),
+        weight_error=statistics.fmean(errors),
         seconds=time.perf_counter() - started_s,
     )
 
@@ -237,11 +248,13 @@ def _baseline(
     payload: list[int] = []
     private: list[int] = []
     scores: list[float] = []
+    errors: list[float] = []
     for task, weights in held.items():
         kept = {name: tensor for name, tensor in weights.items() if name not in training.shapes}
         coded = coder.code(weights)
         payload.append(coded.size_bytes)
         private.append(sum(tensor.nbytes for tensor in kept.values()))
+        errors.append(_weight_error(training.names, coded.weights, weights))
         scores.append(zoo.score(_checked(coded.weights | kept, weights), task))
     return Point(
         method=method.name,
@@ -252,8 +265,18 @@ def _baseline(
         container_bytes=container_bytes,
         shared_bytes=coder.shared_bytes,
         scores=tuple(scores),
+        weight_error=statistics.fmean(errors),
         seconds=time.perf_counter() - started_s,
     )
+
+
+def _weight_error(names: Sequence[str], restored: Weights, original: Weights) -> float:
+    error = energy = 0.0
+    for name in names:
+        whole = original[name].double()
+        error += float((restored[name].double() - whole).square().sum())
+        energy += float(whole.square().sum())
+    return math.sqrt(error / energy)
 
 
 def _checked(restored: dict[str, torch.Tensor], original: Weights) -> Weights:

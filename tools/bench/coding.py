@@ -108,12 +108,12 @@ class LazyWeights(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
-        self._names: tuple[str, ...] = tuple(self._file.keys())
+        self._names: tuple[str, ...] = tuple(self._file.keys())  # type: ignore[no-untyped-call]
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
+        tensor: Tensor = self._file.get_tensor(name)  # type: ignore[no-untyped-call]
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -137,7 +137,9 @@ class Training:
         mean where none is known.
     """
 
-    def __init__(self, members: Sequence[Weights], names: Sequence[str], *, base: Weights | None = None) -> None:
+    def __init__(
+        self, members: Sequence[Weights], names: Sequence[str], *, base: Weights | None = None
+    ) -> None:
         self.members = tuple(members)
         self.names = tuple(names)
         self._base = base
@@ -229,9 +231,11 @@ def smallest_stream(values: Sequence[Tensor] | npt.NDArray[np.integer]) -> bytes
     if values.size == 0:
         return b"\0"
     widest = int(np.abs(values.astype(np.int64)).max())
-    narrow = values.astype(np.int8 if widest < 1 << 7 else np.int16 if widest < 1 << 15 else np.int32)
+    narrow: npt.NDArray[np.integer] = values.astype(
+        np.int8 if widest < 1 << 7 else np.int16 if widest < 1 << 15 else np.int32
+    )
     data = narrow.tobytes()
-    wide = narrow.astype(np.int16) if narrow.itemsize == 1 else narrow
+    wide: npt.NDArray[np.integer] = narrow.astype(np.int16) if narrow.itemsize == 1 else narrow
     streams = [encode_integers(wide, page=1 << 18), bz2.compress(data, 9)]
     if values.size <= _LARGE_STREAM:
         streams += [bytes(Zstd(level=19).encode(data)), lzma.compress(data, preset=9)]

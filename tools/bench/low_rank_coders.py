@@ -17,6 +17,7 @@ __all__ = ["delta_come", "model_axis", "task_singular_vectors"]
 
 _FINE_SHARE = 2 / 2048
 _MIDDLE_SHARE = 32 / 2048
+_NO_VARIANCE = 1e-9
 # Steps, in standard deviations, that are best for a normal distribution at 4 and 8 uniform levels (Max 1960).
 _NORMAL_STEPS = {2: 0.9957, 3: 0.5860}
 
@@ -53,8 +54,10 @@ def model_axis(directions: int) -> list[Method]:
             changes = (training.stack(name) - mean[name]).reshape(len(training.members), -1)
             # The small side's eigenvectors: n models against any number of weights.
             values, vectors = torch.linalg.eigh((changes @ changes.T).to(torch.float64))
-            leading = vectors.flip(1)[:, : min(directions, len(changes) - 1)].to(torch.float32)
-            scale = values.flip(0)[: leading.shape[1]].clamp(min=1e-30).sqrt().to(torch.float32)
+            # A tensor of few elements, or one that is alike in all models, has fewer directions than asked for.
+            count = min(directions, int((values > _NO_VARIANCE * values[-1]).sum()))
+            leading = vectors.flip(1)[:, :count].to(torch.float32)
+            scale = values.flip(0)[:count].sqrt().to(torch.float32)
             bases[name] = through_float16((leading.T @ changes) / scale[:, None])
             shared += FLOAT16_BYTES * bases[name].numel()
 
@@ -118,7 +121,9 @@ def _mixed_precision(budget_bits: float) -> Callable[[Tensor], tuple[Tensor, int
             if index and size_bits + taken > left_bits:
                 break
             root = value.sqrt()
-            restored += torch.outer(_rounded(left[:, index] * root, bits), _rounded(right[index] * root, bits))
+            restored += torch.outer(
+                _rounded(left[:, index] * root, bits), _rounded(right[index] * root, bits)
+            )
             size_bits += taken
         return restored, -(-size_bits // 8)
 

@@ -99,7 +99,9 @@ def logits_of(weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
     x = norm(embedded + weights["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
     for layer in range(LAYERS):
         at = f"encoder.layer.{layer}"
-        query, key, value = (heads(linear(x, f"{at}.attention.self.{part}")) for part in ("query", "key", "value"))
+        query, key, value = (
+            heads(linear(x, f"{at}.attention.self.{part}")) for part in ("query", "key", "value")
+        )
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         mixed = linear(mixed.transpose(1, 2).reshape(x.shape), f"{at}.attention.output.dense")
         x = norm(x + mixed, f"{at}.attention.output.LayerNorm")
@@ -130,13 +132,11 @@ def train(name: str, text_sets: Path, *, steps: int | None = None) -> dict[str, 
     weights["head.bias"] = torch.zeros(split.classes)
     for value in weights.values():
         value.requires_grad_()
-    optimiser = torch.optim.AdamW(
-        weights.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
-    )
+    optimiser = torch.optim.AdamW(weights.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     batches = [
         batch
         for _ in range(EPOCHS)
-        for batch in torch.randperm(len(split.train_labels), generator=random).split(BATCH)
+        for batch in torch.split(torch.randperm(len(split.train_labels), generator=random), BATCH)
     ]
     warm = len(batches) // 10
     for step, batch in enumerate(batches[:steps]):
@@ -157,7 +157,9 @@ def scorer(text_sets: Path) -> Callable[[Mapping[str, Tensor], str], float]:
         split = split_of(task, text_sets, _tokenizer())
         held = dict(weights)
         with torch.inference_mode():
-            answers = torch.cat([logits_of(held, tokens).argmax(1) for tokens in split.test_tokens.split(100)])
+            answers = torch.cat(
+                [logits_of(held, tokens).argmax(1) for tokens in torch.split(split.test_tokens, 100)]
+            )
         return float((answers == split.test_labels).double().mean())
 
     return score

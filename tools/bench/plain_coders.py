@@ -24,10 +24,10 @@ from torch import Tensor
 
 from uws_store.quantize import quantise
 
-__all__ = ["PLAIN_CODER", "mean_only", "plain_coder", "rounding"]
+__all__ = ["CONTROL", "mean_only", "plain_coder", "rounding"]
 
-PLAIN_CODER = "plain entropy coder"
-"""The strongest baseline, by name: goals are measured against it too."""
+CONTROL = "plain, our rounding"
+"""No baseline that anyone published, but the store without its factors."""
 
 _VECTOR_BITS = 8
 _MEAN_FRACTION = 0.5
@@ -64,18 +64,21 @@ def _rounding(bits: int) -> Callable[[Training], Coder]:
 
 
 def plain_coder(steps: Sequence[float]) -> list[Method]:
-    """Uniform dead-zone rounding of the change about the mean, entropy coded; no factors, no transform.
+    """Uniform quantisation of the change about the mean, entropy coded; no factors, no transform.
 
-    The quantiser, the mean's precision and the entropy coder are those of the store, so what is left between the two
-    is what the shared factors and the significance order are worth. Each tensor's step is in proportion to its change.
+    Twice: rounded to nearest, and with the dead zone of image coders, which has the smaller squared error per bit. A
+    third time as a control with the store's own rounding, so that what the factors and the order by significance are
+    worth stands apart from what the rounding is worth. The mean has the store's precision, and each tensor's step is
+    in proportion to its change.
     """
     return [
-        Method(PLAIN_CODER, f"step {step:g} rms", "dead-zone quantiser about the mean", _plain(step))
+        Method(name, f"step {step:g} rms", "uniform quantiser about the mean", _plain(step, offset))
+        for name, offset in (("plain coder", 0.5), ("plain, dead zone", 0.4), (CONTROL, None))
         for step in steps
     ]
 
 
-def _plain(relative_step: float) -> Callable[[Training], Coder]:
+def _plain(relative_step: float, offset: float | None) -> Callable[[Training], Coder]:
     def fit(training: Training) -> Coder:
         steps = {name: relative_step * rms for name, rms in training.change_rms.items() if rms > 0}
         mean: dict[str, Tensor] = {}
@@ -97,7 +100,7 @@ def _plain(relative_step: float) -> Callable[[Training], Coder]:
             restored = dict(mean)
             streams: list[Tensor] = []
             for name, step in steps.items():
-                whole = quantise(weights[name].to(torch.float32) - mean[name], step)
+                whole = quantise(weights[name].to(torch.float32) - mean[name], step, offset=offset)
                 streams.append(whole)
                 restored[name] = mean[name] + whole * step
             return Coded(restored, len(smallest_stream(streams)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -100,6 +101,6 @@ def weight_error(members: Sequence[tuple[str, Path]]) -> Score:
         for name, original in LazyWeights(originals[task]).items():
             error += float((weights[name].double() - original.double()).square().sum())
             energy += float(original.double().square().sum())
-        return (error / energy) ** 0.5
+        return math.sqrt(error / energy)
 
     return score

@@ -76,7 +76,7 @@ def _as_is(label: int) -> int | None:
 
 
 def _pair(low: int, high: int) -> Label:
-    return lambda label: {low: 0, high: 1}.get(label)
+    return {low: 0, high: 1}.get
 
 
 _FINE = ("stsa.fine.train",), ("stsa.fine.test",)
@@ -87,7 +87,7 @@ TASKS: dict[str, TextTask] = {
     "subj": TextTask(("subj.all",), (), 2, _as_is),
     "sst-2": TextTask(("stsa.binary.train",), ("stsa.binary.test",), 2, _as_is),
     "sst-5": TextTask(*_FINE, 5, _as_is),
-    "sst-strong": TextTask(*_FINE, 2, lambda label: {0: 1, 1: 0, 3: 0, 4: 1}.get(label)),
+    "sst-strong": TextTask(*_FINE, 2, {0: 1, 1: 0, 3: 0, 4: 1}.get),
     "sst-neutral": TextTask(*_FINE, 2, lambda label: int(label == 2)),
     "ag": TextTask(*_AG, 4, _as_is),
     **{

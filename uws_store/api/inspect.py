@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from uws_store import layout
 from uws_store.api.family import open_family, open_registry
 from uws_store.errors import NotFoundError
+from uws_store.fidelity import ModelScore
 from uws_store.model import read_document
 from uws_store.registry import FamilyState, ModelEntry, Registry
 
@@ -62,6 +63,8 @@ class ModelSummary:
         The coded tensors with the largest relative errors.
     private_tensors : tuple of str
         Names of what is kept byte for byte.
+    scores : tuple of ModelScore
+        Measured when it was published.
     published : str
         When, by the publisher's clock.
     digest : str
@@ -81,6 +84,7 @@ class ModelSummary:
     rel_error: float
     worst_tensors: tuple[tuple[str, float], ...]
     private_tensors: tuple[str, ...]
+    scores: tuple[ModelScore, ...]
     published: str
     digest: str
 
@@ -173,6 +177,7 @@ def show(
                 rel_error=document.rel_error,
                 worst_tensors=tuple(errors[:3]),
                 private_tensors=tuple(record.name for record in document.private),
+                scores=tuple(ModelScore.of(record) for record in document.scores),
                 published=entry.time,
                 digest=entry.digest,
             )

@@ -7,28 +7,33 @@ as it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
 
 from uws_store import layout
+from uws_store.api.encoding import ModelEncoding, fidelity_of, option_of, remarks_on_promise
 from uws_store.api.family import open_registry
+from uws_store.api.results import AddResult, BuildResult, ModelResult
 from uws_store.architecture import compare
 from uws_store.basis import Basis, step_of
 from uws_store.builder import (
     DEFAULT_FIDELITY,
     AnalysisCache,
+    BasisBuilder,
     EncodedModel,
     Fidelity,
+    FidelityKind,
     Members,
     Progress,
-    build_basis,
-    encode_model,
-    encode_within,
 )
-from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
 from uws_store.errors import AlreadyExistsError, IncompatibleError, InvalidInputError, NotFoundError
+from uws_store.fidelity import (
+    EvaluationFunction,
+    Judge,
+    OnMiss,
+    read_request,
+    summarise,
+)
 from uws_store.metadata.group import PLAIN_GROUP
 from uws_store.metadata.log import Action, BasisAction, FamilyAction, ModelAction
 from uws_store.names import check_family_name, check_task_name, collision_key
@@ -36,95 +41,16 @@ from uws_store.registry import Registry, RegistryState
 from uws_store.storage import Storage
 from uws_store.store import put_verified
 
-__all__ = ["AddResult", "BuildResult", "ModelResult", "add", "build"]
-
-Kind = Literal["bits", "rel-error", "change-error"]
+__all__ = ["add", "build"]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelResult:
-    """One model that was stored.
-
-    Attributes
-    ----------
-    task : str
-        Its name.
-    version : int
-        Its version.
-    bits_per_parameter : float
-        Bits of the compact tier per basis-coded parameter, metadata counted, private tensors not.
-    compact_bytes, private_bytes, size_bytes, source_bytes : int
-        Everything the compact tier needs; the private tensors in it; with the residual; the source checkpoint.
-    rel_error : float
-        ``||W - W'|| / ||W||`` over basis-coded weights.
-    notices : tuple of str
-        Tensors that were kept byte for byte against expectation, and why.
-    """
-
-    task: str
-    version: int
-    bits_per_parameter: float
-    compact_bytes: int
-    private_bytes: int
-    size_bytes: int
-    source_bytes: int
-    rel_error: float
-    notices: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BuildResult:
-    """A family that was built.
-
-    Attributes
-    ----------
-    family, registry : str
-        Names.
-    basis_bytes : int
-        All objects of the basis.
-    coded_parameters : int
-        Parameters per model that go through the basis.
-    models : tuple of ModelResult
-        By task.
-    odd_tensors : dict of str to tuple of str
-        Per task, tensors that differ in shape from the others' and are private.
-    skipped : tuple of str
-        Members of another architecture that were left out.
-    commit : int
-        The commit that published it.
-    """
-
-    family: str
-    registry: str
-    basis_bytes: int
-    coded_parameters: int
-    models: tuple[ModelResult, ...]
-    odd_tensors: dict[str, tuple[str, ...]]
-    skipped: tuple[str, ...]
-    commit: int
-
-
-@dataclass(frozen=True, slots=True)
-class AddResult:
-    """A model that was added.
-
-    Attributes
-    ----------
-    family, registry : str
-        Names.
-    model : ModelResult
-        What was stored.
-    commit : int
-        The commit that published it.
-    """
-
-    family: str
-    registry: str
-    model: ModelResult
-    commit: int
-
-
-def choose_fidelity(*, bits: float | None, rel_error: float | None, change_error: float | None) -> Fidelity:
+def choose_fidelity(
+    *,
+    bits: float | None = None,
+    rel_error: float | None = None,
+    change_error: float | None = None,
+    max_drop: float | None = None,
+) -> Fidelity:
     """Turn a caller's options into one fidelity; the default when there is none.
 
     Raises
@@ -132,13 +58,13 @@ def choose_fidelity(*, bits: float | None, rel_error: float | None, change_error
     InvalidInputError
         When there are several, or one is out of range.
     """
-    given: list[tuple[Kind, float]] = []
-    if bits is not None:
-        given.append(("bits", bits))
-    if rel_error is not None:
-        given.append(("rel-error", rel_error))
-    if change_error is not None:
-        given.append(("change-error", change_error))
+    asked: dict[FidelityKind, float | None] = {
+        "bits": bits,
+        "rel-error": rel_error,
+        "change-error": change_error,
+        "max-drop": max_drop,
+    }
+    given = [(kind, value) for kind, value in asked.items() if value is not None]
     if len(given) > 1:
         words = " and ".join(f"--{kind}" for kind, _ in given)
         raise InvalidInputError(f"give one fidelity, not {words}", kind="invalid-input/fidelity")
@@ -153,6 +79,13 @@ def build(
     bits: float | None = None,
     rel_error: float | None = None,
     change_error: float | None = None,
+    max_drop: float | None = None,
+    evaluate: str | EvaluationFunction | None = None,
+    search_evaluate: str | EvaluationFunction | None = None,
+    metric: str | None = None,
+    higher_is_better: bool | None = None,
+    per_model: bool = False,
+    on_miss: OnMiss = "refuse",
     exact: bool = False,
     expect_models: int | None = None,
     skip_mismatched: bool = False,
@@ -168,9 +101,23 @@ def build(
         The new family's name.
     registry : str or Registry, optional
         URL or path; made when it does not exist. By default ``UWS_STORE_REGISTRY``, else the user's data folder.
-    bits, rel_error, change_error : float, optional
+    bits, rel_error, change_error, max_drop : float, optional
         At most one: bits per basis-coded parameter (mean over models, metadata counted); the largest
-        ``||W - W'|| / ||W||``; the largest ``||W - W'|| / ||W - mean||``. By default ``change_error=0.05``.
+        ``||W - W'|| / ||W||``; the largest ``||W - W'|| / ||W - mean||``; the most that any model's score may get
+        worse, absolute, on the examples of the search. By default ``change_error=0.05``.
+    evaluate : str or callable, optional
+        Scores every model before and after, for its record: ``"package.module:function"``,
+        ``"path/file.py:function"`` or the function; see :class:`uws_store.fidelity.Evaluation`. With ``max_drop`` it
+        is needed.
+    search_evaluate : str or callable, optional
+        The same on other examples, by which ``max_drop`` is held; ``evaluate`` when absent, and its scores then
+        flatter.
+    metric, higher_is_better : optional
+        Which number counts, and its direction, for evaluations that return a plain mapping of numbers.
+    per_model : bool
+        With ``max_drop``: give each model its own largest step, not only a finer one where the family's is too coarse.
+    on_miss : {"refuse", "exact"}
+        With ``max_drop``: refuse the zoo when a model misses it at the finest step, or keep that model bit-identical.
     exact : bool
         Also store what makes every tensor bit-identical.
     expect_models : int, optional
@@ -185,7 +132,9 @@ def build(
     AlreadyExistsError
         When the family exists (``already-exists/family``).
     InvalidInputError
-        For an empty zoo, a single model, doubled tasks, bad names or options.
+        For an empty zoo, a single model, doubled tasks, bad names or options, or an evaluation that fails.
+    FidelityError
+        When a model misses ``max_drop`` (``fidelity/max-drop``).
     IncompatibleError
         When members are of different architectures.
     FormatError
@@ -194,29 +143,48 @@ def build(
         When the storage fails. In every case the registry is as it was.
     """
     check_family_name(family)
-    fidelity = choose_fidelity(bits=bits, rel_error=rel_error, change_error=change_error)
+    fidelity = choose_fidelity(bits=bits, rel_error=rel_error, change_error=change_error, max_drop=max_drop)
     if expect_models is not None and expect_models < 1:
         raise InvalidInputError(
             f"expect_models is at least 1, not {expect_models}", kind="invalid-input/expect-models"
         )
+    request = read_request(
+        evaluate=evaluate,
+        search_evaluate=search_evaluate,
+        metric=metric,
+        higher_is_better=higher_is_better,
+        max_drop=max_drop,
+        per_model=per_model,
+        on_miss=on_miss,
+    )
     zoo_members = scan_zoo(Path(zoo))
     opened = open_registry(registry, create=True)
     _require_new(opened.state(), family)
     with Members(zoo_members, skip_mismatched=skip_mismatched) as members:
-        built = build_basis(members, fidelity=fidelity, expect_models=expect_models, progress=progress)
+        judge = Judge(request, members.checkpoints, progress=progress) if request else None
+        builder = BasisBuilder(
+            members,
+            fidelity=fidelity,
+            expect_models=expect_models,
+            options=judge.options if judge else (),
+            progress=progress,
+        )
+        built = judge.family_basis(builder) if judge else builder.build()
+        if judge is not None:
+            judge.settle(built.basis)
         _put_groups(opened.storage, family)
         _put_objects(opened.storage, layout.basis_prefix(family, built.basis.digest), built.objects)
-        analyses = AnalysisCache(built.basis)
+        encoding = ModelEncoding(built.basis, fidelity, AnalysisCache(built.basis), judge)
         actions: list[Action] = [
             FamilyAction(family=family, architecture=members.report.digest),
             BasisAction(family=family, revision=1, digest=built.basis.digest, size_bytes=built.size_bytes),
         ]
         results: list[ModelResult] = []
         for task, checkpoint in members.checkpoints.items():
-            model = _encode(built.basis, checkpoint, fidelity=fidelity, exact=exact, analyses=analyses)
+            model = encoding.encode(task, checkpoint, exact=exact)
             _put_objects(opened.storage, layout.model_prefix(family, model.digest), model.objects)
             actions.append(_model_action(family, task, model, version=1, revision=1))
-            results.append(_result(task, model, built.basis, version=1))
+            results.append(encoding.result(task, model, version=1))
             if progress is not None:
                 progress("encoding", len(results), len(members.checkpoints))
 
@@ -234,6 +202,9 @@ def build(
             odd_tensors=dict(members.odd),
             skipped=members.skipped,
             commit=commit.number,
+            step=step_of(built.basis.document.step).value,
+            scores=summarise((model.task, score) for model in results for score in model.scores),
+            remarks=judge.remarks if judge else (),
         )
 
 
@@ -243,9 +214,18 @@ def add(
     family: str,
     task: str | None = None,
     registry: str | Registry | None = None,
+    evaluate: str | EvaluationFunction | None = None,
+    search_evaluate: str | EvaluationFunction | None = None,
+    metric: str | None = None,
+    higher_is_better: bool | None = None,
+    on_miss: OnMiss = "refuse",
     exact: bool = False,
+    progress: Progress | None = None,
 ) -> AddResult:
     """Add a checkpoint to a family, onto its newest basis; no byte that is stored already changes.
+
+    A family that was built with ``max_drop`` keeps that promise for the new model when ``evaluate`` is given;
+    otherwise the model gets the family's step, and the result says that its score was not measured.
 
     Parameters
     ----------
@@ -257,8 +237,12 @@ def add(
         Its name; by default the file's or folder's. A task that exists gets its next version.
     registry : str or Registry, optional
         See :func:`build`.
+    evaluate, search_evaluate, metric, higher_is_better, on_miss
+        See :func:`build`; ``search_evaluate`` and ``on_miss`` are for families that were built with ``max_drop``.
     exact : bool
         Also store what makes every tensor bit-identical.
+    progress : callable, optional
+        See :func:`build`.
 
     Raises
     ------
@@ -266,6 +250,8 @@ def add(
         When there is no such family or checkpoint.
     IncompatibleError
         When the checkpoint is of another architecture (``incompatible/architecture``).
+    FidelityError
+        When the model misses the family's promise (``fidelity/max-drop``).
     UwsError
         As in :func:`build`.
     """
@@ -276,12 +262,24 @@ def add(
     if entry is None:
         raise NotFoundError(f"family {family!r} has no basis yet", kind="not-found/basis")
     basis = Basis.open(opened.storage, layout.basis_prefix(family, entry.digest), digest=entry.digest)
+    fidelity = fidelity_of(basis)
+    request = read_request(
+        evaluate=evaluate,
+        search_evaluate=search_evaluate,
+        metric=metric,
+        higher_is_better=higher_is_better,
+        max_drop=fidelity.value if fidelity.kind == "max-drop" and evaluate is not None else None,
+        per_model=evaluate is not None and option_of(basis, "per-model") == "yes",
+        on_miss=on_miss,
+    )
     with open_checkpoint(path) as source:
         _require_architecture(basis, source, family)
         basis.prefetch()
-        model = _encode(
-            basis, source, fidelity=_fidelity_of(basis), exact=exact, analyses=AnalysisCache(basis)
-        )
+        judge = Judge(request, {name: source}, progress=progress) if request else None
+        if judge is not None:
+            judge.settle(basis)
+        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), judge)
+        model = encoding.encode(name, source, exact=exact)
     _put_objects(opened.storage, layout.model_prefix(family, model.digest), model.objects)
 
     def actions(state: RegistryState) -> Sequence[Action]:
@@ -291,30 +289,13 @@ def add(
 
     commit = opened.publish(actions)
     published = next(action for action in commit.actions if isinstance(action, ModelAction))
+    remarks = remarks_on_promise(basis, fidelity, request)
     return AddResult(
         family=family,
         registry=opened.url,
-        model=_result(name, model, basis, version=published.version),
+        model=encoding.result(name, model, version=published.version, remarks=remarks),
         commit=commit.number,
     )
-
-
-def _encode(
-    basis: Basis, checkpoint: Checkpoint, *, fidelity: Fidelity, exact: bool, analyses: AnalysisCache
-) -> EncodedModel:
-    def at(step: Step) -> EncodedModel:
-        return encode_model(basis, checkpoint, step=step, exact=exact, analyses=analyses)
-
-    return encode_within(basis, at, step=step_of(basis.document.step), fidelity=fidelity)
-
-
-def _fidelity_of(basis: Basis) -> Fidelity:
-    """What the basis was built for, so that models added later keep the same promise."""
-    words = dict(basis.document.build.options).get("fidelity", "")
-    kind, _, value = words.partition(" ")
-    if kind not in ("bits", "rel-error", "change-error"):
-        return DEFAULT_FIDELITY
-    return Fidelity(cast("Kind", kind), float(value))
 
 
 def _require_new(state: RegistryState, family: str) -> None:
@@ -366,18 +347,4 @@ def _model_action(family: str, task: str, model: EncodedModel, *, version: int, 
         digest=model.digest,
         size_bytes=model.size_bytes,
         exact=model.document.exact is not None,
-    )
-
-
-def _result(task: str, model: EncodedModel, basis: Basis, *, version: int) -> ModelResult:
-    return ModelResult(
-        task=task,
-        version=version,
-        bits_per_parameter=model.bits_per_parameter(basis),
-        compact_bytes=model.compact_bytes,
-        private_bytes=model.private_bytes,
-        size_bytes=model.size_bytes,
-        source_bytes=model.document.source.size_bytes,
-        rel_error=model.document.rel_error,
-        notices=model.notices,
     )

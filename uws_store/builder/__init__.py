@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from uws_store.builder.build import BuiltBasis, Progress, build_basis, encode_within
+from uws_store.builder.build import BasisBuilder, BuiltBasis, Progress, build_basis, encode_within
 from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
 from uws_store.builder.members import Members
-from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity
+from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity, FidelityKind
 
 __all__ = [
     "DEFAULT_FIDELITY",
     "AnalysisCache",
+    "BasisBuilder",
     "BuiltBasis",
     "EncodedModel",
     "Fidelity",
+    "FidelityKind",
     "Members",
     "Progress",
     "build_basis",

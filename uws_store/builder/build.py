@@ -23,7 +23,7 @@ from uws_store.canonical import Step
 from uws_store.plan import step_shift
 from uws_store.storage import MemoryStorage
 
-__all__ = ["BuiltBasis", "Progress", "build_basis", "encode_within"]
+__all__ = ["BasisBuilder", "BuiltBasis", "Progress", "build_basis", "encode_within"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase's name, what is done and what there is to do."""
@@ -31,6 +31,8 @@ Progress = Callable[[str, int, int], None]
 _SAMPLED_MODELS = 8
 _SAMPLED_COEFFICIENTS = 1 << 27
 _TRIMS = 4
+_SEARCH_START = Fidelity("change-error", 0.25)
+"""Where the search for a step that keeps a score begins: most networks bear this, and few bear four times as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,107 @@ class BuiltBasis:
         return sum(len(data) for data in self.objects.values())
 
 
+class BasisBuilder:
+    """Makes the basis of a zoo at a fidelity, and again at other steps: the zoo is surveyed once.
+
+    Parameters
+    ----------
+    members : Members
+        The opened zoo.
+    fidelity : Fidelity
+        What was asked for; it stands in the basis, for models that are added later.
+    expect_models : int, optional
+        Models the family is planned for, when more than the zoo has.
+    options : tuple of (str, str)
+        More of what was asked for, to stand beside it.
+    progress : callable, optional
+        See :data:`Progress`.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        *,
+        fidelity: Fidelity,
+        expect_models: int | None = None,
+        options: tuple[tuple[str, str], ...] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self._report: Progress = progress or (lambda _phase, _done, _total: None)
+        self._fidelity = fidelity
+        surveys: list[TensorSurvey] = []
+        for survey in members.survey():
+            surveys.append(survey)
+            self._report("reading", len(surveys), len(members.report.majority))
+        coded = [survey for survey in surveys if survey.mode == "coded"]
+        models = max(expect_models or 0, len(members.checkpoints))
+        self._parameters = sum(math.prod(survey.shape) for survey in coded)
+        self._energy = sum(survey.energy for survey in coded)
+        self._change_energy = sum(survey.change_energy for survey in coded)
+        self._zoo = _Zoo(
+            members,
+            tuple(surveys),
+            models,
+            tuple(_sample(list(members.checkpoints), self._parameters)),
+            (("expect-models", str(models)), ("fidelity", str(fidelity)), *options),
+            _shifts(coded),
+        )
+        self._fits: list[TensorFit] = []
+        self._planned_step = 0.0
+
+    @property
+    def step_matters(self) -> bool:
+        """Whether members differ in anything that is quantised."""
+        return self._change_energy > 0.0
+
+    def build(self) -> BuiltBasis:
+        """Make the basis at the fidelity; for ``max-drop``, at the step where its search begins."""
+        if not self._parameters:
+            return self._zoo.assemble([], Step(128, -7))
+        if not self.step_matters:
+            # Members differ in dtype or in the sign of zeros alone: nothing to plan for, only a grid for the mean.
+            self._plan_for(1.0)
+            grid = 2.0**-14 * math.sqrt(self._energy / self._parameters) or 1.0
+            return self._zoo.assemble(self._fits, Step.nearest(grid))
+        goal = _SEARCH_START if self._fidelity.kind == "max-drop" else self._fidelity
+        overhead = _overhead_bytes(len(self._zoo.surveys))
+        guess = first_step(
+            goal, energy=self._energy, change_energy=self._change_energy, parameters=self._parameters
+        )
+        self._plan_for(guess)
+        found = find_step(self._fits, goal, start=guess, overhead_bytes=overhead)
+        if self._plan_for(found):
+            found = find_step(self._fits, goal, start=found, overhead_bytes=overhead)
+        built = self._zoo.assemble(self._fits, Step.nearest(found))
+        return self._zoo.trim_bits(built, goal) if goal.kind == "bits" else built
+
+    def at_step(self, step: Step) -> tuple[BuiltBasis, bool]:
+        """Make the basis for a step that was found otherwise.
+
+        Parameters
+        ----------
+        step : Step
+            The family's step.
+
+        Returns
+        -------
+        built : BuiltBasis
+            With this step; tensors are fitted anew only when the last plan was for a step far from it.
+        refitted : bool
+            Whether they were: models then reconstruct otherwise at every step.
+        """
+        refitted = self.step_matters and self._plan_for(step.value)
+        return self._zoo.assemble(self._fits, step), refitted
+
+    def _plan_for(self, step: float) -> bool:
+        """Fit for a step, unless the last fit was for one that is near enough."""
+        if self._planned_step and 0.7 < step / self._planned_step < 1.4:
+            return False
+        self._fits = self._zoo.fit(step, self._report)
+        self._planned_step = step
+        return True
+
+
 def build_basis(
     members: Members,
     *,
@@ -67,59 +170,14 @@ def build_basis(
     expect_models: int | None = None,
     progress: Progress | None = None,
 ) -> BuiltBasis:
-    """Derive a basis from a zoo.
-
-    Parameters
-    ----------
-    members : Members
-        The opened zoo.
-    fidelity : Fidelity
-        What the step is searched for.
-    expect_models : int, optional
-        Models the family is planned for, when more than the zoo has.
-    progress : callable, optional
-        See :data:`Progress`.
+    """Derive a basis from a zoo: :class:`BasisBuilder` in one call.
 
     Returns
     -------
     BuiltBasis
         The same zoo and options give the same bytes on one kind of machine.
     """
-    report: Progress = progress or (lambda _phase, _done, _total: None)
-    surveys: list[TensorSurvey] = []
-    for survey in members.survey():
-        surveys.append(survey)
-        report("reading", len(surveys), len(members.report.majority))
-    coded = [survey for survey in surveys if survey.mode == "coded"]
-    models = max(expect_models or 0, len(members.checkpoints))
-    parameters = sum(math.prod(survey.shape) for survey in coded)
-    zoo = _Zoo(
-        members,
-        tuple(surveys),
-        models,
-        tuple(_sample(list(members.checkpoints), parameters)),
-        (("expect-models", str(models)), ("fidelity", str(fidelity))),
-        _shifts(coded),
-    )
-    change_energy = sum(survey.change_energy for survey in coded)
-    if not coded:
-        return zoo.assemble([], Step(128, -7))
-    energy = sum(survey.energy for survey in coded)
-    if change_energy == 0.0:
-        # Members differ in dtype or in the sign of zeros alone: nothing to plan for, only a grid for the mean.
-        return zoo.assemble(
-            zoo.fit(1.0, report), Step.nearest(2.0**-14 * math.sqrt(energy / parameters) or 1.0)
-        )
-    overhead = _overhead_bytes(len(surveys))
-    guess = first_step(fidelity, energy=energy, change_energy=change_energy, parameters=parameters)
-    fits = zoo.fit(guess, report)
-    found = find_step(fits, fidelity, start=guess, overhead_bytes=overhead)
-    if not 0.7 < found / guess < 1.4:
-        # The plan was made for another step: once more, for this one.
-        fits = zoo.fit(found, report)
-        found = find_step(fits, fidelity, start=found, overhead_bytes=overhead)
-    built = zoo.assemble(fits, Step.nearest(found))
-    return zoo.trim_bits(built, fidelity) if fidelity.kind == "bits" else built
+    return BasisBuilder(members, fidelity=fidelity, expect_models=expect_models, progress=progress).build()
 
 
 def encode_within(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from uws_store.entropy import encode_integers, significance_order
 from uws_store.errors import FidelityError, InvalidInputError
 from uws_store.quantize import quantise
 
-__all__ = ["DEFAULT_FIDELITY", "Fidelity", "find_step", "first_step"]
+__all__ = ["DEFAULT_FIDELITY", "Fidelity", "FidelityKind", "find_step", "first_step"]
+
+FidelityKind = Literal["bits", "rel-error", "change-error", "max-drop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +31,24 @@ class Fidelity:
 
     Attributes
     ----------
-    kind : {"bits", "rel-error", "change-error"}
-        Bits per basis-coded parameter, counted whole; ``||W - W'|| / ||W||``; or ``||W - W'|| / ||W - mean||``.
+    kind : {"bits", "rel-error", "change-error", "max-drop"}
+        Bits per basis-coded parameter, counted whole; ``||W - W'|| / ||W||``; ``||W - W'|| / ||W - mean||``; or the
+        most that a model's score may get worse, absolute.
     value : float
-        The number, positive.
+        The number; positive, and for ``max-drop`` at least 0.
     """
 
-    kind: Literal["bits", "rel-error", "change-error"]
+    kind: FidelityKind
     value: float
 
     def __post_init__(self) -> None:
+        if self.kind == "max-drop":
+            if not 0 <= self.value < math.inf:
+                raise InvalidInputError(
+                    f"--max-drop takes a number of at least 0, not {self.value:g}",
+                    kind="invalid-input/fidelity",
+                )
+            return
         limit = 64.0 if self.kind == "bits" else 1.0
         if not 0 < self.value <= limit:
             raise InvalidInputError(
@@ -47,7 +57,19 @@ class Fidelity:
             )
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.value:g}"
+        short = f"{self.value:g}"
+        # Read back when models are added: it must be the same number then.
+        return f"{self.kind} {short if float(short) == self.value else repr(self.value)}"
+
+    @classmethod
+    def parse(cls, words: str) -> Fidelity | None:
+        """Read what ``str`` wrote; None when it is nothing this version knows."""
+        kind, _, value = words.partition(" ")
+        known = next((name for name in get_args(FidelityKind) if name == kind), None)
+        try:
+            return cls(known, float(value)) if known is not None else None
+        except ValueError:
+            return None
 
 
 DEFAULT_FIDELITY = Fidelity("change-error", 0.05)
@@ -55,7 +77,10 @@ DEFAULT_FIDELITY = Fidelity("change-error", 0.05)
 
 
 _OCTAVES = 24
-"""How far from the first guess the step is looked for, either way."""
+"""How far below the first guess the step is looked for."""
+
+_OCTAVES_ABOVE = 72
+"""How far above it: at 64 bits the guess is that fine, and nearly all of a small model may be metadata."""
 
 
 def first_step(fidelity: Fidelity, *, energy: float, change_energy: float, parameters: int) -> float:
@@ -64,7 +89,7 @@ def first_step(fidelity: Fidelity, *, energy: float, change_energy: float, param
     Parameters
     ----------
     fidelity : Fidelity
-        The goal.
+        The goal, in weights: not ``max-drop``.
     energy, change_energy : float
         Mean sums of squares per model, of the coded weights and of their changes.
     parameters : int
@@ -88,7 +113,7 @@ def find_step(fits: Sequence[TensorFit], fidelity: Fidelity, *, start: float, ov
     fits : sequence of TensorFit
         Every coded tensor.
     fidelity : Fidelity
-        The goal.
+        The goal, in weights: not ``max-drop``.
     start : float
         Where to begin.
     overhead_bytes : float
@@ -111,7 +136,7 @@ def find_step(fits: Sequence[TensorFit], fidelity: Fidelity, *, start: float, ov
         if score(low) <= 0:
             break
         low /= 2
-    for _ in range(_OCTAVES):
+    for _ in range(_OCTAVES_ABOVE):
         if score(high) > 0:
             break
         high *= 2

@@ -7,9 +7,12 @@ imported when it runs, so that ``--help`` does not wait for torch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from uws_store.cli.command import Command, Example, command, split_model
+from uws_store.cli.evaluation import evaluation_options
 from uws_store.cli.output import Output
 
 __all__ = ["COMMANDS"]
@@ -38,6 +41,10 @@ def init(*, url: str | None, output: Output, registry: str | None) -> None:
     "build",
     Example("uws-store build zoo/ --family vit-digits", "with the default fidelity"),
     Example("uws-store build zoo/ --family vit-digits --bits 0.8", "with a number of bits"),
+    Example(
+        "uws-store build zoo/ --family vit-digits --max-drop 0.01 --eval score.py:report --search-eval score.py:search",
+        "with at most 0.01 lost by an evaluation",
+    ),
     Example("uws-store build zoo/ --family vit-digits --exact", "and be able to restore every bit"),
     Example("uws-store build zoo/ --family vit-digits --expect-models 500", "when many more will be added"),
 )
@@ -61,6 +68,18 @@ def init(*, url: str | None, output: Output, registry: str | None) -> None:
     metavar="NUMBER",
     help="Largest error relative to the change, ||W - W'|| / ||W - mean||. Above 0, at most 1. Default: 0.05.",
 )
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="NUMBER",
+    help="The most that any model's score may get worse, absolute, by --eval. At least 0.",
+)
+@evaluation_options
+@click.option(
+    "--per-model",
+    is_flag=True,
+    help="With --max-drop: each model its own largest step, not only a finer one where it needs it.",
+)
 @click.option("--exact", is_flag=True, help="Also store what makes every tensor bit-identical.")
 @click.option(
     "--expect-models",
@@ -80,17 +99,23 @@ def build(
     bits: float | None,
     rel_error: float | None,
     change_error: float | None,
+    max_drop: float | None,
+    per_model: bool,
     exact: bool,
     expect_models: int | None,
     skip_mismatched: bool,
     output: Output,
     registry: str | None,
+    **evaluation: Any,  # noqa: ANN401 - see evaluation_options
 ) -> None:
     """Build a family from a zoo: one basis, and every model stored in it.
 
     ZOO is a folder with one checkpoint file or folder per task (safetensors, or a file that torch.load can read with
     weights_only=True), or a manifest (.json). A file's stem is the task's name. How close the models are
-    kept is said by one of --bits, --rel-error and --change-error.
+    kept is said by one of --bits, --rel-error, --change-error and --max-drop.
+
+    FUNCTION is called with a dict of tensors and the task's name. It returns a dict with metric, value,
+    higher_is_better, n and, if it can, a list `correct` with a result per example; or None where it cannot score.
     """
     from uws_store.cli.publish import run_build
 
@@ -100,11 +125,14 @@ def build(
         bits=bits,
         rel_error=rel_error,
         change_error=change_error,
+        max_drop=max_drop,
+        per_model=per_model,
         exact=exact,
         expect_models=expect_models,
         skip_mismatched=skip_mismatched,
         output=output,
         registry=registry,
+        **evaluation,
     )
 
 
@@ -121,17 +149,26 @@ def build(
 @click.option(
     "--task", metavar="NAME", help="The model's name. Default: the stem of the file, or the folder's name."
 )
+@evaluation_options
 @click.option("--exact", is_flag=True, help="Also store what makes every tensor bit-identical.")
 def add(
-    *, checkpoint: str, family: str, task: str | None, exact: bool, output: Output, registry: str | None
+    *,
+    checkpoint: str,
+    family: str,
+    task: str | None,
+    exact: bool,
+    output: Output,
+    registry: str | None,
+    **evaluation: Any,  # noqa: ANN401 - see evaluation_options
 ) -> None:
     """Add a checkpoint to a family, onto its basis.
 
-    CHECKPOINT is a file or a folder. A task that exists gets its next version. No stored byte changes.
+    CHECKPOINT is a file or a folder. A task that exists gets its next version. No stored byte changes. A family that
+    was built with --max-drop keeps that promise for the new model when --eval is given.
     """
     from uws_store.cli.publish import run_add
 
-    run_add(checkpoint, family=family, task=task, exact=exact, output=output, registry=registry)
+    run_add(checkpoint, family=family, task=task, exact=exact, output=output, registry=registry, **evaluation)
 
 
 @command(

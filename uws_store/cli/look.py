@@ -10,6 +10,7 @@ from uws_store.api import FamilySummary, ModelSummary, list_families, list_model
 from uws_store.api import show as api_show
 from uws_store.api.family import open_registry
 from uws_store.cli.command import split_model
+from uws_store.cli.evaluation import model_score_facts, shown_scores
 from uws_store.cli.output import Output, as_plain, columns, facts, number, ratio, size
 from uws_store.registry import ModelEntry
 
@@ -115,6 +116,7 @@ def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iter
         )
     )
     yield ""
+    scored = any(model.scores for model in models)
     yield columns(
         {
             "task": "name",
@@ -124,6 +126,7 @@ def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iter
             "checkpoint": "number",
             "bits/param": "number",
             "rel. error": "number",
+            **({"score": "number", "drop": "number"} if scored else {}),
         },
         (
             (
@@ -134,6 +137,7 @@ def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iter
                 size(model.source_bytes),
                 number(model.bits_per_parameter),
                 number(model.rel_error),
+                *(shown_scores(model.scores) if scored else ()),
             )
             for model in models
         ),
@@ -159,6 +163,7 @@ def _model_facts(model: ModelSummary) -> Iterator[tuple[str, str, str]]:
     yield "relative error", number(model.rel_error), "of the compact tier; its worst tensors:"
     for name, error in model.worst_tensors:
         yield "", number(error), name
+    yield from model_score_facts(model.scores)
     yield (
         "private tensors",
         str(len(model.private_tensors)),

@@ -30,6 +30,9 @@ Report = Callable[[str, int, int], None]
 _UNITS = {
     "reading": "tensors",
     "fitting": "tensors",
+    "scoring": "models",
+    "searching": "steps",
+    "checking": "models",
     "encoding": "models",
     "verifying": "models",
     "exporting": "models",

@@ -9,12 +9,14 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
+from typing import Any
 
 from rich.table import Table
 
 from uws_store.api import BuildResult, ModelResult
 from uws_store.api import add as api_add
 from uws_store.api import build as api_build
+from uws_store.cli.evaluation import build_score_facts, model_score_facts, tell_remarks, user_code
 from uws_store.cli.output import Output, columns, counted, facts, number, ratio, size
 from uws_store.cli.progress import progress
 from uws_store.config import default_registry_url
@@ -41,14 +43,17 @@ def run_build(
     bits: float | None,
     rel_error: float | None,
     change_error: float | None,
+    max_drop: float | None,
+    per_model: bool,
     exact: bool,
     expect_models: int | None,
     skip_mismatched: bool,
     output: Output,
     registry: str | None,
+    **evaluation: Any,  # noqa: ANN401 - the API's own options
 ) -> None:
     """Build a family and summarise it."""
-    with progress(output) as report:
+    with progress(output) as report, user_code(runs=evaluation["evaluate"] is not None):
         result = api_build(
             zoo,
             family=family,
@@ -56,12 +61,16 @@ def run_build(
             bits=bits,
             rel_error=rel_error,
             change_error=change_error,
+            max_drop=max_drop,
+            per_model=per_model,
             exact=exact,
             expect_models=expect_models,
             skip_mismatched=skip_mismatched,
             progress=report,
+            **evaluation,
         )
     _tell_left_out(result, output)
+    tell_remarks(result.remarks, result.models, output=output)
     if output.as_json:
         output.document(result)
     elif output.quiet:
@@ -78,12 +87,21 @@ def run_build(
 
 
 def run_add(
-    checkpoint: str, *, family: str, task: str | None, exact: bool, output: Output, registry: str | None
+    checkpoint: str,
+    *,
+    family: str,
+    task: str | None,
+    exact: bool,
+    output: Output,
+    registry: str | None,
+    **evaluation: Any,  # noqa: ANN401 - the API's own options
 ) -> None:
     """Add a checkpoint and summarise it."""
-    result = api_add(checkpoint, family=family, task=task, exact=exact, registry=registry)
+    with user_code(runs=evaluation["evaluate"] is not None):
+        result = api_add(checkpoint, family=family, task=task, exact=exact, registry=registry, **evaluation)
     model = result.model
     output.notices("kept private", model.notices)
+    tell_remarks((), [model], output=output)
     if output.as_json:
         output.document(result)
     elif output.quiet:
@@ -93,7 +111,7 @@ def run_add(
             f"added {_name(family, model)} to {result.registry}\n",
             _sizes([model], basis_bytes=None),
             "",
-            facts(_model_facts([model])),
+            facts([*_model_facts([model]), *model_score_facts(model.scores)]),
         )
 
 
@@ -151,6 +169,7 @@ def _build_facts(result: BuildResult) -> Iterator[tuple[str, str, str]]:
     yield "basis", size(result.basis_bytes), "stored once"
     yield "parameters", f"{result.coded_parameters:,}", "of each model, coded in the basis"
     yield from _model_facts(result.models)
+    yield from build_score_facts(result)
     if result.odd_tensors:
         odd = sum(map(len, result.odd_tensors.values()))
         yield (

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from uws_store.errors import FormatError, Problem, UwsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pydantic_core import ErrorDetails
 
@@ -125,11 +125,14 @@ class Document(Part):
                 problems=(Problem("", "format/type", "expected an object"),),
             )
         _check_version(raw, where=where)
-        problems: list[Problem] = []
-        problems += [
+        problems = [
             Problem(f"/{name}", "format/missing-field", "Field required")
             for name in _MARKERS
             if name in cls.model_fields and name not in raw
+        ]
+        # A field without a value is left out: one spelling, and the one that is written.
+        problems += [
+            Problem(place, "format/type", "null is no value; leave the field out") for place in _nulls(raw)
         ]
         # Python takes true and 1.0 for 1.
         if raw.get("uws") == FORMAT_VERSION and type(raw["uws"]) is not int:
@@ -144,7 +147,8 @@ class Document(Part):
                 raise FormatError(
                     f"{where}: not valid JSON: {details[0]['msg']}", kind="format/json"
                 ) from error
-            problems += [_problem(detail, raw) for detail in details]
+            known = {problem.loc for problem in problems}
+            problems += [problem for detail in details if (problem := _problem(detail, raw)).loc not in known]
             raise _refusal(cls, problems, where=where) from error
         if problems:
             raise _refusal(cls, problems, where=where)
@@ -276,6 +280,21 @@ def _check_version(raw: dict[str, object], *, where: str) -> None:
         )
 
 
+def _nulls(value: object, at: str = "") -> Iterator[str]:
+    """Point to every field that holds null."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            place = f"{at}/{_escaped(name)}"
+            if part is None:
+                yield place
+            else:
+                yield from _nulls(part, place)
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            if isinstance(part, dict | list):
+                yield from _nulls(part, f"{at}/{index}")
+
+
 def _refusal(cls: type[Document], problems: Sequence[Problem], *, where: str) -> FormatError:
     return FormatError(
         f"{where}: not a valid {cls.__name__}, {len(problems)} problem{'s' if len(problems) > 1 else ''}",
@@ -319,8 +338,13 @@ def _pointer(loc: tuple[int | str, ...], raw: object) -> str:
         else:
             continue
         tag_seen = False
-        parts.append(_shown(str(part)).replace("~", "~0").replace("/", "~1"))
+        parts.append(_escaped(str(part)))
     return "".join(f"/{part}" for part in parts)
+
+
+def _escaped(key: str) -> str:
+    """Write a key as a part of a JSON pointer."""
+    return _shown(key).replace("~", "~0").replace("/", "~1")
 
 
 def _shown(text: str) -> str:

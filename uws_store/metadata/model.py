@@ -20,7 +20,15 @@ from uws_store.metadata.arrays import ArrayRecord, Sha256Hex
 from uws_store.metadata.basis import MAX_TENSORS, DTypeName, Shape, StepRecord, TensorName
 from uws_store.metadata.document import Document, Part
 
-__all__ = ["LEAF_BYTES", "DigestRecord", "ModelDocument", "PrivateRecord", "ScoreRecord", "SourceRecord"]
+__all__ = [
+    "LEAF_BYTES",
+    "DigestRecord",
+    "ModelDocument",
+    "PairedRecord",
+    "PrivateRecord",
+    "ScoreRecord",
+    "SourceRecord",
+]
 
 LEAF_BYTES = 8
 """Bytes kept of each tensor's SHA-256; the root covers them whole."""
@@ -103,6 +111,26 @@ class SourceRecord(Part):
     metadata: Annotated[tuple[tuple[str, str], ...], Field(max_length=256)] = ()
 
 
+class PairedRecord(Part):
+    """A drop averaged over examples, with its 95 % confidence interval; positive is worse.
+
+    Attributes
+    ----------
+    mean, low, high : float
+        The mean over examples, and the interval's ends.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low > self.high:
+            raise ValueError("an interval's low end is above its high end")
+        return self
+
+
 class ScoreRecord(Part):
     """A measured score of the original and of its reconstruction.
 
@@ -116,10 +144,17 @@ class ScoreRecord(Part):
         The two scores.
     higher_is_better : bool
         Which direction is good.
-    n : int
-        Examples scored.
+    n : int or None
+        Examples scored; None when the evaluation did not say.
     evaluation : str
         Name and hash of the evaluation; never run from here.
+    purpose : {"report", "search", "both"}
+        What the examples were for: to be reported alone; to choose the step, so that the score flatters; or both.
+    max_drop : float or None
+        What the score was promised to drop by at most, where a step was chosen by it. A greater drop stands here
+        only for a model that was then kept bit-identical.
+    paired : PairedRecord or None
+        Where the evaluation gave results per example.
     """
 
     metric: Annotated[str, Field(max_length=200)]
@@ -127,8 +162,11 @@ class ScoreRecord(Part):
     original: float
     reconstruction: float
     higher_is_better: bool
-    n: Annotated[int, Field(ge=1)]
+    n: Annotated[int, Field(ge=1)] | None = None
     evaluation: Annotated[str, Field(max_length=400)]
+    purpose: Literal["report", "search", "both"] = "report"
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+    paired: PairedRecord | None = None
 
 
 class ModelDocument(Document):

@@ -1,0 +1,125 @@
+"""The bench: ``python tools/bench codec`` measures score against bytes, ``codec --speed`` throughput.
+
+Owns the command line. Results of whole runs are kept in ``results/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from codec import ZooResult, measure
+from codec_report import LEGEND, as_document, draw, markdown, show
+from rich.console import Console
+from speed import measure_speed, show_speed, speed_document, speed_markdown
+from zoos import ZOO_NAMES, AbsentError, Places, open_zoo
+
+from uws_store.config import cache_folder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PRINTED_WIDTH = 150
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The command line.
+
+    Returns
+    -------
+    int
+        0, or 1 when no zoo is at hand.
+    """
+    options = _parser().parse_args(arguments)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width: lines stay whole
+        console = Console(width=PRINTED_WIDTH)
+    torch.set_num_threads(options.threads)
+    if options.speed:
+        return _speed(options, console)
+    places = Places(
+        cache=options.cache or cache_folder() / "bench",
+        shared=options.zoos,
+        digits=options.digits,
+        quick=options.quick,
+    )
+    results: list[ZooResult] = []
+    absent: dict[str, str] = {}
+
+    def progress(what: str) -> None:
+        if options.verbose:
+            sys.stderr.write(f"{what}\n")
+
+    for name in options.zoo.split(","):
+        try:
+            zoo = open_zoo(name, places, on_progress=progress)
+        except AbsentError as error:
+            absent[name] = str(error)
+            console.print(f"{name}: skipped, {error}", highlight=False)
+            continue
+        results.append(measure(zoo, on_progress=progress))
+        show(results[-1], console)
+    console.print(LEGEND, style="dim", highlight=False)
+    if options.json:
+        document = as_document(results, absent=absent)
+        options.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if options.markdown:
+        command = f"python tools/bench codec --zoo {options.zoo}" + (" --quick" if options.quick else "")
+        options.markdown.write_text(markdown(results, absent=absent, command=command))
+    if options.svg and results:
+        reason = draw(results, options.svg)
+        if reason is not None:
+            console.print(reason)
+    return 0 if results else 1
+
+
+def _speed(options: argparse.Namespace, console: Console) -> int:
+    result = measure_speed(quick=options.quick)
+    show_speed(result, console)
+    if options.json:
+        options.json.write_text(json.dumps(speed_document(result), indent=1, allow_nan=False) + "\n")
+    if options.markdown:
+        options.markdown.write_text(speed_markdown(result))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python tools/bench", description="Measure the codec.")
+    commands = parser.add_subparsers(required=True)
+    codec = commands.add_parser("codec", help="score kept against bytes, beside other methods; or speed")
+    codec.add_argument("--zoo", default=",".join(ZOO_NAMES), type=_zoo_names, help="zoos, by default all")
+    codec.add_argument("--json", type=Path, help="write all numbers to this file")
+    codec.add_argument(
+        "--svg", type=Path, help="draw rate-distortion curves into this file (needs matplotlib)"
+    )
+    codec.add_argument("--markdown", type=Path, help="write the tables to this file")
+    codec.add_argument("--quick", action="store_true", help="30 digits models instead of 80, fewer held out")
+    codec.add_argument("--speed", action="store_true", help="measure throughput per core instead")
+    codec.add_argument("--cache", type=Path, help="folder for trained zoos (default: in the user's cache)")
+    codec.add_argument(
+        "--digits", type=Path, help="a folder of trained digits models, instead of training them"
+    )
+    codec.add_argument(
+        "--zoos", type=Path, default=REPOSITORY.parent / "shared" / "zoos", help="other people's zoos"
+    )
+    codec.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    codec.add_argument("--verbose", action="store_true", help="say on standard error what is being done")
+    return parser
+
+
+def _zoo_names(text: str) -> str:
+    unknown = [name for name in text.split(",") if name not in ZOO_NAMES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(ZOO_NAMES)}")
+    return text
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,110 @@
+"""What building a family and adding a model tell their caller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uws_store.fidelity import FamilyScore, ModelScore
+
+__all__ = ["AddResult", "BuildResult", "ModelResult"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResult:
+    """One model that was stored.
+
+    Attributes
+    ----------
+    task : str
+        Its name.
+    version : int
+        Its version.
+    bits_per_parameter : float
+        Bits of the compact tier per basis-coded parameter, metadata counted, private tensors not.
+    compact_bytes, private_bytes, size_bytes, source_bytes : int
+        Everything the compact tier needs; the private tensors in it; with the residual; the source checkpoint.
+    rel_error : float
+        ``||W - W'|| / ||W||`` over basis-coded weights.
+    notices : tuple of str
+        Tensors that were kept byte for byte against expectation, and why.
+    step : float
+        The quantiser step it was encoded with; the family's is in :class:`BuildResult`.
+    scores : tuple of ModelScore
+        Measured scores, where an evaluation was given.
+    remarks : tuple of str
+        What else should be known about its scores and the family's promise.
+    """
+
+    task: str
+    version: int
+    bits_per_parameter: float
+    compact_bytes: int
+    private_bytes: int
+    size_bytes: int
+    source_bytes: int
+    rel_error: float
+    notices: tuple[str, ...]
+    step: float
+    scores: tuple[ModelScore, ...]
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A family that was built.
+
+    Attributes
+    ----------
+    family, registry : str
+        Names.
+    basis_bytes : int
+        All objects of the basis.
+    coded_parameters : int
+        Parameters per model that go through the basis.
+    models : tuple of ModelResult
+        By task.
+    odd_tensors : dict of str to tuple of str
+        Per task, tensors that differ in shape from the others' and are private.
+    skipped : tuple of str
+        Members of another architecture that were left out.
+    commit : int
+        The commit that published it.
+    step : float
+        The family's quantiser step.
+    scores : tuple of FamilyScore
+        Scores averaged over the models, where an evaluation was given.
+    remarks : tuple of str
+        What should be known about them.
+    """
+
+    family: str
+    registry: str
+    basis_bytes: int
+    coded_parameters: int
+    models: tuple[ModelResult, ...]
+    odd_tensors: dict[str, tuple[str, ...]]
+    skipped: tuple[str, ...]
+    commit: int
+    step: float
+    scores: tuple[FamilyScore, ...]
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddResult:
+    """A model that was added.
+
+    Attributes
+    ----------
+    family, registry : str
+        Names.
+    model : ModelResult
+        What was stored.
+    commit : int
+        The commit that published it.
+    """
+
+    family: str
+    registry: str
+    model: ModelResult
+    commit: int

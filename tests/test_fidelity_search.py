@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from zoo_support import make_zoo
 
+import uws_store
 from uws_store.builder import Fidelity, FidelityKind
 from uws_store.canonical import Step
 from uws_store.errors import InvalidInputError
@@ -164,3 +167,10 @@ def test_a_promise_below_zero_or_without_bound_is_refused(value: float) -> None:
     with pytest.raises(InvalidInputError) as caught:
         Fidelity("max-drop", value)
     assert caught.value.kind == "invalid-input/fidelity"
+
+
+def test_bits_far_above_the_first_guess_are_met(tmp_path: Path) -> None:
+    # Nearly all of so small a model is metadata: the step ends 2**24 above where its search began.
+    zoo = make_zoo(tmp_path / "zoo", models=5, seed=1125)
+    result = uws_store.build(zoo, family="f", registry=str(tmp_path / "r"), bits=26.5)
+    assert sum(model.bits_per_parameter for model in result.models) / 5 <= 26.5

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from uws_store.dtypes import DType
+from uws_store.errors import InvalidInputError
 
 __all__ = [
     "EXACT_LIMIT",
@@ -52,7 +53,10 @@ class Step:
 
     def __post_init__(self) -> None:
         if not (128 <= self.mantissa <= 255 and -200 <= self.exponent <= 100):
-            raise ValueError(f"not a step: {self.mantissa} * 2**{self.exponent}")
+            raise InvalidInputError(
+                f"{self.mantissa} * 2**{self.exponent} is not a step: weights of this scale cannot be coded",
+                kind="invalid-input/range",
+            )
 
     @property
     def value(self) -> float:
@@ -63,7 +67,7 @@ class Step:
     def nearest(cls, value: float) -> Step:
         """Round a positive real to the nearest representable step (within 0.4 %)."""
         if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"a step is positive and finite, not {value}")
+            raise InvalidInputError(f"a step is positive and finite, not {value}", kind="invalid-input/range")
         fraction, exponent = math.frexp(value)
         mantissa = round(fraction * 256)
         return cls(128, exponent - 7) if mantissa == 256 else cls(mantissa, exponent - 8)

@@ -77,10 +77,10 @@ DEFAULT_FIDELITY = Fidelity("change-error", 0.05)
 
 
 _OCTAVES = 24
-"""How far below the first guess the step is looked for."""
+"""How far from the first guess the step is looked for, either way."""
 
-_OCTAVES_ABOVE = 72
-"""How far above it: at 64 bits the guess is that fine, and nearly all of a small model may be metadata."""
+_OCTAVES_FOR_BITS = 72
+"""How far above it for bits: at 64 the guess is that fine, and nearly all of a small model may be metadata."""
 
 
 def first_step(fidelity: Fidelity, *, energy: float, change_energy: float, parameters: int) -> float:
@@ -136,7 +136,7 @@ def find_step(fits: Sequence[TensorFit], fidelity: Fidelity, *, start: float, ov
         if score(low) <= 0:
             break
         low /= 2
-    for _ in range(_OCTAVES_ABOVE):
+    for _ in range(_OCTAVES_FOR_BITS if fidelity.kind == "bits" else _OCTAVES):
         if score(high) > 0:
             break
         high *= 2

@@ -42,7 +42,7 @@ def init(*, url: str | None, output: Output, registry: str | None) -> None:
     Example("uws-store build zoo/ --family vit-digits", "with the default fidelity"),
     Example("uws-store build zoo/ --family vit-digits --bits 0.8", "with a number of bits"),
     Example(
-        "uws-store build zoo/ --family vit-digits --max-drop 0.01 --eval score.py:report --search-eval score.py:search",
+        "uws-store build zoo/ --family vit-digits --max-drop 0.01 --eval score.py:f",
         "with at most 0.01 lost by an evaluation",
     ),
     Example("uws-store build zoo/ --family vit-digits --exact", "and be able to restore every bit"),

@@ -19,6 +19,7 @@ from uws_store.entropy import ideal_bits
 from uws_store.quantize import preserving_offset, quantise
 from uws_store.subspace import (
     PROFILE_UNITS_PER_OCTAVE,
+    QuantisedSide,
     analysis_matrix,
     block_moments,
     eigenvectors,
@@ -140,14 +141,16 @@ def side_options(size: int) -> Iterator[SideChoice]:
             yield SideChoice(block, block)
 
 
-def fit_side(changes: Sequence[torch.Tensor], choice: SideChoice | None, *, side: str) -> Side | None:
+def fit_side(
+    changes: Sequence[torch.Tensor], choice: SideChoice | None, *, side: str
+) -> QuantisedSide | None:
     """Fit one side's factor to changes and quantise it, as it will be stored."""
     if choice is None:
         return None
     size = changes[0].shape[0 if side == "left" else 1]
     moments = block_moments(changes, size=size, block=choice.block, side=side)
     vectors = [eigenvectors(moment, choice.rank) for moment in moments]
-    return side_from_integers(quantise_side(vectors, size=size, block=choice.block, rank=choice.rank))
+    return quantise_side(vectors, size=size, block=choice.block, rank=choice.rank)
 
 
 def choose_sides(changes: Sequence[torch.Tensor], *, step: float, models: int, seed: int = 0) -> Choice:
@@ -192,9 +195,9 @@ def choose_sides(changes: Sequence[torch.Tensor], *, step: float, models: int, s
                 sides.append(None)
                 continue
             if (name, choice) not in fitted:
-                side = fit_side(train, choice, side=name)
-                assert side is not None
-                fitted[name, choice] = side
+                stored = fit_side(train, choice, side=name)
+                assert stored is not None
+                fitted[name, choice] = side_from_integers(stored)
             sides.append(fitted[name, choice])
         bits, distortion = _measure(train, held, left=sides[0], right=sides[1], step=step)
         basis = sum(

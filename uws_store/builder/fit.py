@@ -5,20 +5,17 @@ Sees one tensor of all members at a time. Knows nothing about documents or stora
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from uws_store.builder.members import Members, TensorSurvey
 from uws_store.builder.transform import Analysis
-from uws_store.plan import Choice, SideChoice, choose_sides
+from uws_store.plan import Choice, choose_sides, fit_side
 from uws_store.subspace import (
     PROFILE_UNITS_PER_OCTAVE,
     QuantisedSide,
-    block_moments,
-    eigenvectors,
-    quantise_side,
     separable_profile,
     side_from_integers,
 )
@@ -96,8 +93,8 @@ def fit_tensor(
     for values in changes:
         values.sub_(mean)
     choice = choose_sides(changes, step=step * 2.0**-shift, models=models)
-    left = _side(changes, choice.candidate.left, "left")
-    right = _side(changes, choice.candidate.right, "right")
+    left = fit_side(changes, choice.candidate.left, side="left")
+    right = fit_side(changes, choice.candidate.right, side="right")
     analysis = Analysis(
         side_from_integers(left) if left else None,
         side_from_integers(right) if right else None,
@@ -116,12 +113,3 @@ def fit_tensor(
     # Classes order integers, and a finer step makes larger ones.
     rows = rows + PROFILE_UNITS_PER_OCTAVE * shift
     return TensorFit(survey, mean, choice, left, right, rows, columns, shift, samples)
-
-
-def _side(changes: Sequence[torch.Tensor], choice: SideChoice | None, side: str) -> QuantisedSide | None:
-    if choice is None:
-        return None
-    size = changes[0].shape[0 if side == "left" else 1]
-    moments = block_moments(changes, size=size, block=choice.block, side=side)
-    vectors = [eigenvectors(moment, choice.rank) for moment in moments]
-    return quantise_side(vectors, size=size, block=choice.block, rank=choice.rank)

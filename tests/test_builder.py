@@ -275,9 +275,7 @@ def test_one_member_of_huge_norm_stays_out_of_the_fit_and_comes_back(tmp_path: P
     zoo = make_zoo(tmp_path / "zoo", shapes=WIDE, change=huge)
     registry = str(tmp_path / "registry")
     result = uws_store.build(zoo, family="f", registry=registry, exact=True)
-    without = uws_store.build(
-        make_zoo(tmp_path / "plain", shapes=WIDE), family="g", registry=registry
-    )
+    without = uws_store.build(make_zoo(tmp_path / "plain", shapes=WIDE), family="g", registry=registry)
     ordinary = {model.task: model for model in without.models}
     for model in result.models:
         if model.task != "task-03":

@@ -87,7 +87,9 @@ def test_significance_order_is_a_stable_sort_by_falling_class(seed: int, tensors
 def test_the_ideal_length_is_the_entropy_of_a_laplace_source() -> None:
     rng = np.random.default_rng(3)
     scale = 1.7
-    whole = quantise(torch.from_numpy(rng.laplace(0, scale, 400_000)), 1.0, offset=0.4).numpy().astype(np.int64)
+    whole = (
+        quantise(torch.from_numpy(rng.laplace(0, scale, 400_000)), 1.0, offset=0.4).numpy().astype(np.int64)
+    )
     counts = np.unique(whole, return_counts=True)[1] / len(whole)
     entropy = float(-(counts * np.log2(counts)).sum())
     found = ideal_bits(whole, np.full(len(whole), scale)) / len(whole)

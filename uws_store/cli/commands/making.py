@@ -1,9 +1,5 @@
-"""The table of commands: what each is called, takes and says about itself.
-
-Help, the list of commands in README.md and shell completion are made from :data:`COMMANDS`. What a command does is
-imported when it runs, so that ``--help`` does not wait for torch.
-"""
-# ruff: noqa: PLC0415 - for the reason above
+"""Commands that make: a registry, a family, a model of a family."""
+# ruff: noqa: PLC0415 - what a command does is imported when it runs
 
 from __future__ import annotations
 
@@ -11,11 +7,11 @@ from typing import Any
 
 import click
 
-from uws_store.cli.command import Command, Example, command, split_model
+from uws_store.cli.command import Example, command
 from uws_store.cli.evaluation import evaluation_options
 from uws_store.cli.output import Output
 
-__all__ = ["COMMANDS"]
+__all__ = ["add", "build", "init"]
 
 
 @command(
@@ -169,136 +165,3 @@ def add(
     from uws_store.cli.publish import run_add
 
     run_add(checkpoint, family=family, task=task, exact=exact, output=output, registry=registry, **evaluation)
-
-
-@command(
-    "list",
-    Example("uws-store list", "the families"),
-    Example("uws-store list vit-digits", "the models of one"),
-    Example("uws-store list 'vit-*/task-0?' --quiet", "names for a script"),
-)
-@click.argument("pattern", required=False)
-def list_(*, pattern: str | None, output: Output, registry: str | None) -> None:
-    """List the families of a registry, or the models that match a pattern.
-
-    PATTERN is a shell pattern for a family or for family/task. The newest version of each task is listed.
-    """
-    from uws_store.cli.look import run_list
-
-    run_list(pattern, output=output, registry=registry)
-
-
-@command(
-    "show",
-    Example("uws-store show vit-digits", "a family and its models"),
-    Example("uws-store show vit-digits/task-07", "one model"),
-    Example("uws-store show vit-digits/task-07@1 vit-digits/task-07@2", "two versions of it"),
-)
-@click.argument("names", nargs=-1, required=True, metavar="FAMILY[/TASK]...")
-def show(*, names: tuple[str, ...], output: Output, registry: str | None) -> None:
-    """Show sizes, errors and versions, from the records alone.
-
-    TASK may be task@3 for a version or task@prod for an alias.
-    """
-    from uws_store.cli.look import run_show
-
-    run_show(names, output=output, registry=registry)
-
-
-@command(
-    "verify",
-    Example("uws-store verify vit-digits", "every object and every tensor's digest"),
-    Example("uws-store verify vit-digits --against zoo/", "and the distance to the originals"),
-)
-@click.argument("family")
-@click.argument("task", required=False)
-@click.option("--against", metavar="ZOO", help="The zoo of originals, or for one task its checkpoint.")
-def verify(
-    *, family: str, task: str | None, against: str | None, output: Output, registry: str | None
-) -> None:
-    """Check what is stored: every object, every tensor's digest, and the originals where given.
-
-    The exit code is 1 when anything is wrong. With --against, each model's relative error is measured anew and shown
-    beside that of the zoo's mean alone, which is the control; and the originals are listed that are safe to delete
-    because the registry gives them back bit-identical.
-    """
-    from uws_store.cli.restore import run_verify
-
-    family, task = _one_model(family, task)
-    if not run_verify(family, task, against=against, output=output, registry=registry):
-        click.get_current_context().exit(1)
-
-
-@command(
-    "export",
-    Example("uws-store export vit-digits task-07 -o task-07.safetensors", "one model"),
-    Example("uws-store export vit-digits task-07 -o old.safetensors --revision 1", "an older version"),
-    Example("uws-store export vit-digits --all -o restored/ --tier exact", "the whole zoo, bit-identical"),
-)
-@click.argument("family")
-@click.argument("task", required=False)
-@click.option("--all", "all_tasks", is_flag=True, help="Every task of the family, each as its own file.")
-@click.option(
-    "-o",
-    "--output",
-    "path",
-    required=True,
-    metavar="PATH",
-    help="The file to write; a folder names it by its task.",
-)
-@click.option(
-    "--tier",
-    type=click.Choice(("compact", "exact", "mean")),
-    default="compact",
-    show_default=True,
-    help="compact: what every model has; exact: bit-identical, where it was stored so; mean: the control.",
-)
-@click.option("--revision", metavar="REVISION", help="A version or an alias. Default: the newest version.")
-@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
-def export(
-    *,
-    family: str,
-    task: str | None,
-    all_tasks: bool,
-    path: str,
-    tier: str,
-    revision: str | None,
-    overwrite: bool,
-    output: Output,
-    registry: str | None,
-) -> None:
-    """Write a model, or all of a family, as safetensors files.
-
-    Each tensor is checked against its SHA-256 on record before anything is written.
-    """
-    from uws_store.cli.restore import run_export, run_export_all
-
-    family, task = _one_model(family, task)
-    if all_tasks:
-        if task is not None or revision is not None:
-            raise click.UsageError(
-                "--all exports the newest version of every task; give no TASK and no --revision"
-            )
-        run_export_all(family, path, tier=tier, overwrite=overwrite, output=output, registry=registry)
-    elif task is None:
-        raise click.UsageError("give a TASK, or --all for every task of the family")
-    else:
-        run_export(
-            family,
-            task,
-            path,
-            tier=tier,
-            revision=revision,
-            overwrite=overwrite,
-            output=output,
-            registry=registry,
-        )
-
-
-def _one_model(family: str, task: str | None) -> tuple[str, str | None]:
-    """Take ``FAMILY/TASK`` as it is listed for ``FAMILY TASK``."""
-    return (family, task) if task is not None else split_model(family)
-
-
-COMMANDS: tuple[Command, ...] = (init, build, add, list_, show, verify, export)
-"""Every command, in the order of their use."""

@@ -1,0 +1,25 @@
+"""The table of commands: what each is called, takes and says about itself.
+
+Help, the list of commands in README.md and shell completion are made from :data:`COMMANDS`. What a command does is
+imported when it runs, so that ``--help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from uws_store.cli.command import Command
+from uws_store.cli.commands.looking import list_, show
+from uws_store.cli.commands.making import add, build, init
+from uws_store.cli.commands.restoring import export, verify
+
+__all__ = ["COMMANDS"]
+
+COMMANDS: tuple[Command, ...] = (
+    init,
+    build,
+    add,
+    list_,
+    show,
+    verify,
+    export,
+)
+"""Every command, in the order of their use."""

@@ -1,0 +1,45 @@
+"""Commands that look: what a registry holds, from its records alone."""
+# ruff: noqa: PLC0415 - what a command does is imported when it runs
+
+from __future__ import annotations
+
+import click
+
+from uws_store.cli.command import Example, command
+from uws_store.cli.output import Output
+
+__all__ = ["list_", "show"]
+
+
+@command(
+    "list",
+    Example("uws-store list", "the families"),
+    Example("uws-store list vit-digits", "the models of one"),
+    Example("uws-store list 'vit-*/task-0?' --quiet", "names for a script"),
+)
+@click.argument("pattern", required=False)
+def list_(*, pattern: str | None, output: Output, registry: str | None) -> None:
+    """List the families of a registry, or the models that match a pattern.
+
+    PATTERN is a shell pattern for a family or for family/task. The newest version of each task is listed.
+    """
+    from uws_store.cli.look import run_list
+
+    run_list(pattern, output=output, registry=registry)
+
+
+@command(
+    "show",
+    Example("uws-store show vit-digits", "a family and its models"),
+    Example("uws-store show vit-digits/task-07", "one model"),
+    Example("uws-store show vit-digits/task-07@1 vit-digits/task-07@2", "two versions of it"),
+)
+@click.argument("names", nargs=-1, required=True, metavar="FAMILY[/TASK]...")
+def show(*, names: tuple[str, ...], output: Output, registry: str | None) -> None:
+    """Show sizes, errors and versions, from the records alone.
+
+    TASK may be task@3 for a version or task@prod for an alias.
+    """
+    from uws_store.cli.look import run_show
+
+    run_show(names, output=output, registry=registry)

@@ -59,6 +59,14 @@ class CountingStorage:
         self.requests.append(Request("read", path, start, end))
         return self.inner.read(path, start=start, end=end)
 
+    def read_at_most(self, path: str, limit_bytes: int) -> bytes | None:
+        self.requests.append(Request("read", path))
+        return self.inner.read_at_most(path, limit_bytes)
+
+    def modified(self, path: str) -> float | None:
+        self.requests.append(Request("modified", path))
+        return self.inner.modified(path)
+
     def size(self, path: str) -> int | None:
         self.requests.append(Request("size", path))
         return self.inner.size(path)

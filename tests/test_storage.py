@@ -78,6 +78,32 @@ class StorageTests:
     def test_deleting_nothing_is_no_error(self, storage: Storage) -> None:
         storage.delete("a/b")
 
+    def test_a_small_object_is_read_at_once_and_a_large_one_is_not(self, storage: Storage) -> None:
+        storage.put("a/b", b"12345")
+        storage.put("empty", b"")
+        assert storage.read_at_most("a/b", 5) == b"12345"
+        assert storage.read_at_most("empty", 0) == b""
+        assert storage.read_at_most("a", 5) is None
+        assert storage.read_at_most("a/c", 5) is None
+        with pytest.raises(FormatError) as caught:
+            storage.read_at_most("a/b", 4)
+        assert caught.value.kind == "format/size"
+
+    def test_an_object_tells_when_it_was_written_by_one_clock(self, storage: Storage) -> None:
+        assert storage.modified("a") is None
+        storage.put("a", b"1")
+        storage.put_if_absent("b", b"1")
+        first, second = storage.modified("a"), storage.modified("b")
+        assert first is not None
+        assert second is not None
+        assert first <= second
+        storage.put("a", b"2")
+        again = storage.modified("a")
+        assert again is not None
+        assert again >= first
+        storage.delete("a")
+        assert storage.modified("a") is None
+
     def test_a_missing_object_is_not_found(self, storage: Storage) -> None:
         storage.put("a/b", b"1")
         for path in ("c", "a", "a/c", "c/d", "a/b/c"):

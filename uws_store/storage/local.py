@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uws_store.errors import FormatError, InvalidInputError, NotFoundError, StorageError, UwsError
-from uws_store.storage.protocol import TEMPORARY_PREFIX, check_path, missing, resolve_range
+from uws_store.storage.protocol import TEMPORARY_PREFIX, check_path, missing, resolve_range, too_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,35 +86,37 @@ class LocalStorage:
         """See :meth:`Storage.read`."""
         target = self._locate(path)
         try:
-            # Not to wait: the name could be a pipe's.
-            descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                found = os.fstat(descriptor)
-                if not stat.S_ISREG(found.st_mode):
-                    raise missing(path, url=self.url)
-                offset, count = resolve_range(found.st_size, start, end, where=str(target))
+            with _opened(target) as (descriptor, size_bytes):
+                offset, count = resolve_range(size_bytes, start, end, where=str(target))
                 data = _read_exactly(descriptor, offset, count)
-            finally:
-                os.close(descriptor)
         except OSError as error:
             raise self._read_failure(path, target, error) from error
-        if len(data) < count:
-            raise FormatError(
-                f"{target}: shrank while it was read, {len(data)} of {count} bytes came",
-                kind="format/truncated",
-            )
-        return data
+        return _whole(data, count, target)
+
+    def read_at_most(self, path: str, limit_bytes: int) -> bytes | None:
+        """See :meth:`Storage.read_at_most`."""
+        target = self._locate(path)
+        try:
+            with _opened(target) as (descriptor, size_bytes):
+                if size_bytes > limit_bytes:
+                    raise too_large(path, limit_bytes, url=self.url)
+                data = _read_exactly(descriptor, 0, size_bytes)
+        except OSError as error:
+            failure = self._read_failure(path, target, error)
+            if isinstance(failure, NotFoundError):
+                return None
+            raise failure from error
+        return _whole(data, size_bytes, target)
+
+    def modified(self, path: str) -> float | None:
+        """See :meth:`Storage.modified`; on a network disk this is the server's clock."""
+        found = self._look_at(path)
+        return None if found is None else found.st_mtime
 
     def size(self, path: str) -> int | None:
         """See :meth:`Storage.size`."""
-        target = self._locate(path)
-        try:
-            found = target.stat()
-        except OSError as error:
-            if error.errno in _ABSENT:
-                return None
-            raise _failure("look at", target, error) from error
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        found = self._look_at(path)
+        return None if found is None else found.st_size
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """See :meth:`Storage.put_if_absent`."""
@@ -161,6 +163,16 @@ class LocalStorage:
         except OSError as error:
             if error.errno not in _ABSENT:
                 raise _failure("delete", target, error) from error
+
+    def _look_at(self, path: str) -> os.stat_result | None:
+        target = self._locate(path)
+        try:
+            found = target.stat()
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise _failure("look at", target, error) from error
+        return found if stat.S_ISREG(found.st_mode) else None
 
     def _locate(self, path: str) -> Path:
         """Find the file of a path and check that no link leads out of the root (which costs one stat per part)."""
@@ -220,6 +232,29 @@ def _make_root(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for folder in reversed(absent):
         _flush_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def _opened(target: Path) -> Iterator[tuple[int, int]]:
+    """Open a plain file for reading: its descriptor and its length in bytes."""
+    # Not to wait: the name could be a pipe's.
+    descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a plain file", str(target))
+        yield descriptor, found.st_size
+    finally:
+        os.close(descriptor)
+
+
+def _whole(data: bytes, count: int, target: Path) -> bytes:
+    if len(data) < count:
+        raise FormatError(
+            f"{target}: shrank while it was read, {len(data)} of {count} bytes came",
+            kind="format/truncated",
+        )
+    return data
 
 
 def _read_exactly(descriptor: int, offset: int, count: int) -> bytes:

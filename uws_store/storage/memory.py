@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
-from uws_store.storage.protocol import check_path, missing, resolve_range
+from uws_store.storage.protocol import check_path, missing, resolve_range, too_large
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["MemoryStorage"]
 
@@ -21,12 +22,16 @@ class MemoryStorage:
     name : str, optional
         The name in ``memory://name``. A storage made here is private all the same: only
         :func:`~uws_store.storage.open_storage` shares storages by name.
+    clock : callable, optional
+        Tells the seconds since 1970.
     """
 
-    def __init__(self, name: str = "") -> None:
+    def __init__(self, name: str = "", *, clock: Callable[[], float] = time.time) -> None:
         self.name = name
+        self._clock = clock
         self._lock = threading.Lock()
         self._objects: dict[str, bytes] = {}
+        self._written: dict[str, float] = {}
 
     @property
     def url(self) -> str:
@@ -49,6 +54,17 @@ class MemoryStorage:
         data = self._objects.get(check_path(path))
         return None if data is None else len(data)
 
+    def read_at_most(self, path: str, limit_bytes: int) -> bytes | None:
+        """See :meth:`Storage.read_at_most`."""
+        data = self._objects.get(check_path(path))
+        if data is not None and len(data) > limit_bytes:
+            raise too_large(path, limit_bytes, url=self.url)
+        return data
+
+    def modified(self, path: str) -> float | None:
+        """See :meth:`Storage.modified`."""
+        return self._written.get(check_path(path))
+
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """See :meth:`Storage.put_if_absent`; durable for as long as the process lives."""
         check_path(path)
@@ -56,6 +72,7 @@ class MemoryStorage:
             if path in self._objects:
                 return False
             self._objects[path] = bytes(data)
+            self._written[path] = self._clock()
             return True
 
     def put(self, path: str, data: bytes) -> None:
@@ -63,6 +80,7 @@ class MemoryStorage:
         check_path(path)
         with self._lock:
             self._objects[path] = bytes(data)
+            self._written[path] = self._clock()
 
     def list(self, prefix: str) -> Iterator[str]:
         """See :meth:`Storage.list`."""
@@ -76,3 +94,4 @@ class MemoryStorage:
         check_path(path)
         with self._lock:
             self._objects.pop(path, None)
+            self._written.pop(path, None)

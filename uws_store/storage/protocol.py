@@ -13,7 +13,7 @@ from uws_store.errors import FormatError, InvalidInputError, NotFoundError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["TEMPORARY_PREFIX", "Storage", "check_path", "missing", "resolve_range"]
+__all__ = ["TEMPORARY_PREFIX", "Storage", "check_path", "missing", "resolve_range", "too_large"]
 
 TEMPORARY_PREFIX = ".tmp"
 """Names that begin so belong to writers at work (or killed): never listed, and refused as paths."""
@@ -73,6 +73,46 @@ class Storage(Protocol):
 
     def size(self, path: str) -> int | None:
         """Length of an object in bytes, or None when there is no such object."""
+        ...
+
+    def read_at_most(self, path: str, limit_bytes: int) -> bytes | None:
+        """Read a whole object that may be no longer than a limit: one request, whatever the object holds.
+
+        Parameters
+        ----------
+        path : str
+            The object.
+        limit_bytes : int
+            The longest object that is read. Of a longer one at most ``limit_bytes + 1`` bytes are fetched.
+
+        Returns
+        -------
+        bytes or None
+            The object; None when there is none.
+
+        Raises
+        ------
+        FormatError
+            When the object is longer (``format/size``).
+        StorageError
+            When the storage fails.
+        """
+        ...
+
+    def modified(self, path: str) -> float | None:
+        """When an object was last written, by the storage's own clock.
+
+        Returns
+        -------
+        float or None
+            Seconds since 1970 (UTC); None when there is no such object. Two objects of one storage can be compared;
+            the caller's clock cannot be compared with either.
+
+        Raises
+        ------
+        StorageError
+            When the storage fails, or does not tell (``storage/no-clock``).
+        """
         ...
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
@@ -153,6 +193,14 @@ def _why_refused(path: str) -> str | None:
 def missing(path: str, *, url: str) -> NotFoundError:
     """Make the error for an object that is not there."""
     return NotFoundError(f"there is no object {path!r} in {url}", kind="not-found/object")
+
+
+def too_large(path: str, limit_bytes: int, *, url: str) -> FormatError:
+    """Make the error for an object that is longer than it may be."""
+    return FormatError(
+        f"{url}/{path}: longer than {limit_bytes} bytes, and such an object is not; it was not read",
+        kind="format/size",
+    )
 
 
 def resolve_range(size_bytes: int, start: int | None, end: int | None, *, where: str) -> tuple[int, int]:

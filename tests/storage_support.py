@@ -6,7 +6,7 @@ import errno
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -18,6 +18,7 @@ from uws_store.errors import StorageError
 from uws_store.metadata.log import Action, BasisAction, FamilyAction, ModelAction
 from uws_store.registry import Registry, RegistryState
 from uws_store.storage import LocalStorage, Storage
+from uws_store.storage.protocol import write_hints
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -71,9 +72,16 @@ class CountingStorage:
         self.requests.append(Request("size", path))
         return self.inner.size(path)
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
+    def put_if_absent(self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None) -> bool:
         self.requests.append(Request("put_if_absent", path))
-        return self.inner.put_if_absent(path, data)
+        created = self.inner.put_if_absent(path, data)
+        if created:
+            write_hints(self, hints)
+        return created
+
+    def stage(self, path: str, data: bytes) -> bool:
+        self.requests.append(Request("stage", path))
+        return self.inner.stage(path, data)
 
     def put(self, path: str, data: bytes) -> None:
         self.requests.append(Request("put", path))
@@ -96,9 +104,9 @@ class FaultyStorage(CountingStorage):
         self.fault: Callable[[Storage, str, bytes], bool] | None = None
         self.unreadable = False
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
+    def put_if_absent(self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None) -> bool:
         if self.fault is None:
-            return super().put_if_absent(path, data)
+            return super().put_if_absent(path, data, hints=hints)
         fault, self.fault = self.fault, None
         return fault(self.inner, path, data)
 

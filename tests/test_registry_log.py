@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tracemalloc
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -291,11 +292,13 @@ class TestLostAnswers:
 
     def test_a_writer_that_never_wins_gives_up(self, storage: MemoryStorage) -> None:
         class OthersFirst(CountingStorage):
-            def put_if_absent(self, path: str, data: bytes) -> bool:
+            def put_if_absent(
+                self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None
+            ) -> bool:
                 other = Registry.over(self.inner)
                 if path.startswith("_log/"):
                     other.publish(next_models("eight"))
-                return super().put_if_absent(path, data)
+                return super().put_if_absent(path, data, hints=hints)
 
         registry = Registry.over(OthersFirst(storage))
         with pytest.raises(StorageError) as caught:

@@ -69,6 +69,23 @@ class StorageTests:
         assert storage.put_if_absent("a/b/c", b"second") is False
         assert storage.read("a/b/c") == b"first"
 
+    def test_what_was_staged_is_there_with_the_next_object(self, storage: Storage) -> None:
+        assert storage.stage("data/1", b"first") is True
+        assert storage.stage("data/1", b"second") is False
+        assert storage.read("data/1") == b"first"
+        assert storage.size("data/1") == 5
+        assert storage.put_if_absent("commit", b"names it") is True
+        again = open_storage(storage.url)
+        assert again.read("data/1") == b"first"
+        assert again.stage("data/1", b"third") is False
+
+    def test_hints_are_written_with_the_object_that_they_come_with(self, storage: Storage) -> None:
+        assert storage.put_if_absent("1", b"one", hints={"head": b"1"})
+        assert storage.read("head") == b"1"
+        assert storage.put_if_absent("2", b"two", hints={"head": b"2"})
+        assert not storage.put_if_absent("1", b"late", hints={"head": b"1"})
+        assert storage.read("head") == b"2"
+
     def test_what_was_deleted_can_be_created_again(self, storage: Storage) -> None:
         storage.put("a", b"1")
         storage.delete("a")

@@ -93,14 +93,14 @@ def encode_array(values: Array, *, chunk: int, page: int | None) -> EncodedArray
 
 
 def put_verified(storage: Storage, path: str, data: bytes) -> None:
-    """Store an immutable object; when it is there already, check that it holds the same bytes.
+    """Store an immutable object for a commit to name; when it is there already, check that it holds the same bytes.
 
     Raises
     ------
     StorageError
         When another content stands at the path (kind ``storage/conflict``): the registry is damaged.
     """
-    if storage.put_if_absent(path, data):
+    if storage.stage(path, data):
         return
     if storage.size(path) != len(data) or storage.read(path) != data:
         raise StorageError(

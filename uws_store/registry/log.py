@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from uws_store.metadata.document import Document
     from uws_store.storage import Storage
 
-__all__ = ["has_grown", "read_commit", "read_head", "read_limited", "write_head"]
+__all__ = ["has_grown", "head_hint", "read_commit", "read_head", "read_limited"]
 
 
 def read_limited(storage: Storage, path: str, document: type[Document]) -> bytes | None:
@@ -130,7 +130,6 @@ def read_head(storage: Storage) -> int | None:
     return None
 
 
-def write_head(storage: Storage, number: int) -> None:
-    """Leave a hint at the newest commit. The commit stands without it, so a failure is of no account."""
-    with contextlib.suppress(StorageError):
-        storage.put(HEAD_PATH, HeadHint(number=number).to_bytes())
+def head_hint(number: int) -> dict[str, bytes]:
+    """Make the hint at the newest commit, to be stored with it. The commit stands without."""
+    return {HEAD_PATH: HeadHint(number=number).to_bytes()}

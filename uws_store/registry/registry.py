@@ -27,7 +27,7 @@ from uws_store.layout import REGISTRY_DOCUMENT, commit_path
 from uws_store.metadata.document import problems_of
 from uws_store.metadata.log import Action, Commit, RegistryDocument, new_nonce, utc_now
 from uws_store.registry.fold import Draft
-from uws_store.registry.log import has_grown, read_commit, read_limited, write_head
+from uws_store.registry.log import has_grown, head_hint, read_commit, read_limited
 from uws_store.registry.state import ModelEntry, RegistryState
 from uws_store.storage import open_storage
 
@@ -207,7 +207,6 @@ class Registry:
                 if self._state is state:  # else another thread has read further already
                     sha256 = hashlib.sha256(data).hexdigest()
                     self._state = draft.freeze(number=commit.number, sha256=sha256)
-            write_head(self.storage, commit.number)
             return commit
         raise StorageError(
             f"{self.url}: other writers published first {_MAX_ATTEMPTS} times in a row; nothing was published, try "
@@ -252,7 +251,7 @@ class Registry:
         path = commit_path(commit.number)
         failure: StorageError | None = None
         try:
-            if self.storage.put_if_absent(path, data):
+            if self.storage.put_if_absent(path, data, hints=head_hint(commit.number)):
                 return True
         except StorageError as error:
             failure = error

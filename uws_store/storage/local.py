@@ -20,10 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uws_store.errors import FormatError, InvalidInputError, NotFoundError, StorageError, UwsError
-from uws_store.storage.protocol import TEMPORARY_PREFIX, check_path, missing, resolve_range, too_large
+from uws_store.storage.protocol import (
+    TEMPORARY_PREFIX,
+    check_path,
+    missing,
+    resolve_range,
+    too_large,
+    write_hints,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["LocalStorage"]
 
@@ -118,7 +125,7 @@ class LocalStorage:
         found = self._look_at(path)
         return None if found is None else found.st_size
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
+    def put_if_absent(self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None) -> bool:
         """See :meth:`Storage.put_if_absent`."""
         target = self._locate(path)
         try:
@@ -135,7 +142,13 @@ class LocalStorage:
             _flush_folder(target.parent)
         except OSError as error:
             raise _failure("create", target, error) from error
+        if created:
+            write_hints(self, hints)
         return created
+
+    def stage(self, path: str, data: bytes) -> bool:
+        """See :meth:`Storage.stage`."""
+        return self.put_if_absent(path, data)
 
     def put(self, path: str, data: bytes) -> None:
         """See :meth:`Storage.put`."""

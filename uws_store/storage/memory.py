@@ -6,10 +6,10 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from uws_store.storage.protocol import check_path, missing, resolve_range, too_large
+from uws_store.storage.protocol import check_path, missing, resolve_range, too_large, write_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["MemoryStorage"]
 
@@ -65,7 +65,7 @@ class MemoryStorage:
         """See :meth:`Storage.modified`."""
         return self._written.get(check_path(path))
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
+    def put_if_absent(self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None) -> bool:
         """See :meth:`Storage.put_if_absent`; durable for as long as the process lives."""
         check_path(path)
         with self._lock:
@@ -73,7 +73,12 @@ class MemoryStorage:
                 return False
             self._objects[path] = bytes(data)
             self._written[path] = self._clock()
-            return True
+        write_hints(self, hints)
+        return True
+
+    def stage(self, path: str, data: bytes) -> bool:
+        """See :meth:`Storage.stage`."""
+        return self.put_if_absent(path, data)
 
     def put(self, path: str, data: bytes) -> None:
         """See :meth:`Storage.put`."""

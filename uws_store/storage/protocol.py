@@ -5,15 +5,24 @@ Must not know any backend, nor what is stored.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Protocol
 
-from uws_store.errors import FormatError, InvalidInputError, NotFoundError
+from uws_store.errors import FormatError, InvalidInputError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["TEMPORARY_PREFIX", "Storage", "check_path", "missing", "resolve_range", "too_large"]
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "Storage",
+    "check_path",
+    "missing",
+    "resolve_range",
+    "too_large",
+    "write_hints",
+]
 
 TEMPORARY_PREFIX = ".tmp"
 """Names that begin so belong to writers at work (or killed): never listed, and refused as paths."""
@@ -115,8 +124,20 @@ class Storage(Protocol):
         """
         ...
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
+    def put_if_absent(self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None) -> bool:
         """Create an object, unless it exists: of any number of writers exactly one is told True.
+
+        Whatever was staged through this storage before is durable no later than the object.
+
+        Parameters
+        ----------
+        path : str
+            The object.
+        data : bytes
+            All of it.
+        hints : Mapping of str to bytes, optional
+            Objects to create or replace once `path` was created, in the same step where the storage can: nothing
+            depends on them, and a failure to write them is of no account.
 
         Returns
         -------
@@ -128,6 +149,19 @@ class Storage(Protocol):
         StorageError
             ``storage/no-space``, ``storage/permission`` or ``storage/io``. The object may or may not exist
             then, but never in part: a caller who must know reads it back.
+        """
+        ...
+
+    def stage(self, path: str, data: bytes) -> bool:
+        """Create an object that its path names the bytes of, unless it exists; the next `put_if_absent` needs it.
+
+        A storage that changes many objects in one step may wait with it until then, and shows it to its own
+        readers meanwhile. The others create it at once, as `put_if_absent` does.
+
+        Returns
+        -------
+        bool
+            False when an object stood there before, of which only the path says what its bytes are.
         """
         ...
 
@@ -188,6 +222,13 @@ def _why_refused(path: str) -> str | None:
         if len(part.encode()) > _MAX_NAME_BYTES:
             return f"has a part longer than {_MAX_NAME_BYTES} bytes"
     return None
+
+
+def write_hints(storage: Storage, hints: Mapping[str, bytes] | None) -> None:
+    """Write what nothing depends on; a failure is of no account."""
+    for path, data in (hints or {}).items():
+        with contextlib.suppress(StorageError):
+            storage.put(path, data)
 
 
 def missing(path: str, *, url: str) -> NotFoundError:

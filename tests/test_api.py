@@ -186,6 +186,58 @@ def test_a_zoo_that_cannot_be_built_leaves_the_registry_as_it_was(
     assert snapshot(Path(family)) == before
 
 
+def test_a_refused_zoo_makes_no_registry(tmp_path: Path) -> None:
+    _stranger(make_zoo(tmp_path / "bad"))
+    with pytest.raises(IncompatibleError):
+        uws_store.build(tmp_path / "bad", family="g", registry=str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_a_reader_left_out_stands_in_the_result(zoo: Path, family: str, tmp_path: Path) -> None:
+    weights = load_file(zoo / "task-00.safetensors")
+    for task in ("a", "b"):
+        (tmp_path / "zoo").mkdir(exist_ok=True)
+        torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "zoo" / f"{task}.pt")
+    built = uws_store.build(tmp_path / "zoo", family="wrapped", registry=family)
+    added = uws_store.add(tmp_path / "zoo" / "a.pt", family="f", registry=family)
+    for model in (*built.models, added.model):
+        assert [text for text in model.notices if "'epoch'" in text], model
+
+
+def _as_shards(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+    parts = [dict(list(weights.items())[:2]), dict(list(weights.items())[2:])]
+    for number, part in enumerate(parts, start=1):
+        save_file(part, folder / f"shoes-{number:05d}-of-00002.safetensors")
+    return folder / "shoes-00001-of-00002.safetensors"
+
+
+def _as_folder(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+    (folder / "shoes").mkdir()
+    save_file(weights, folder / "shoes" / "model.safetensors")
+    return folder / "shoes"
+
+
+def _as_file(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+    save_file(weights, folder / "shoes.safetensors")
+    return folder / "shoes.safetensors"
+
+
+@pytest.mark.parametrize("save", [_as_shards, _as_folder, _as_file])
+def test_a_task_is_named_after_its_checkpoint(zoo: Path, family: str, tmp_path: Path, save: object) -> None:
+    assert callable(save)
+    path = save(tmp_path, load_file(zoo / "task-00.safetensors"))
+    assert uws_store.add(path, family="f", registry=family).model.task == "shoes"
+
+
+def test_a_task_is_named_after_the_folder_one_stands_in(
+    zoo: Path, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _as_folder(tmp_path, load_file(zoo / "task-00.safetensors"))
+    registry = str(Path(family).resolve())
+    monkeypatch.chdir(folder)
+    assert uws_store.add(".", family="f", registry=registry).model.task == "shoes"
+
+
 def test_mismatched_members_are_skipped_when_asked(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo")
     _stranger(folder)

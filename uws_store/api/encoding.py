@@ -47,9 +47,15 @@ class ModelEncoding:
         return judge.scored(task, self.basis, model) if judge else model
 
     def result(
-        self, task: str, model: EncodedModel, *, version: int, remarks: tuple[str, ...] = ()
+        self,
+        task: str,
+        model: EncodedModel,
+        *,
+        version: int,
+        read: tuple[str, ...] = (),
+        remarks: tuple[str, ...] = (),
     ) -> ModelResult:
-        """Tell what was stored; ``remarks`` come after those on its scores."""
+        """Tell what was stored; ``read`` is what its reader noticed, ``remarks`` come after those on its scores."""
         own = self.judge.remarks_on(task, model) if self.judge else ()
         return ModelResult(
             task=task,
@@ -60,7 +66,7 @@ class ModelEncoding:
             size_bytes=model.size_bytes,
             source_bytes=model.document.source.size_bytes,
             rel_error=model.document.rel_error,
-            notices=model.notices,
+            notices=(*read, *model.notices),
             step=step_of(model.document.step).value,
             scores=tuple(ModelScore.of(record) for record in model.document.scores),
             remarks=(*own, *remarks),

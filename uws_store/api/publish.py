@@ -25,7 +25,7 @@ from uws_store.builder import (
     Members,
     Progress,
 )
-from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
+from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo, task_of
 from uws_store.errors import AlreadyExistsError, IncompatibleError, InvalidInputError, NotFoundError
 from uws_store.fidelity import (
     EvaluationFunction,
@@ -157,10 +157,10 @@ def build(
         per_model=per_model,
         on_miss=on_miss,
     )
-    zoo_members = scan_zoo(Path(zoo))
-    opened = open_registry(registry, create=True)
-    _require_new(opened.state(), family)
-    with Members(zoo_members, skip_mismatched=skip_mismatched) as members:
+    with Members(scan_zoo(Path(zoo)), skip_mismatched=skip_mismatched) as members:
+        # Made only now: a zoo that is refused leaves no empty registry behind.
+        opened = open_registry(registry, create=True)
+        _require_new(opened.state(), family)
         judge = Judge(request, members.checkpoints, progress=progress) if request else None
         builder = BasisBuilder(
             members,
@@ -184,7 +184,7 @@ def build(
             model = encoding.encode(task, checkpoint, exact=exact)
             _put_objects(opened.storage, layout.model_prefix(family, model.digest), model.objects)
             actions.append(_model_action(family, task, model, version=1, revision=1))
-            results.append(encoding.result(task, model, version=1))
+            results.append(encoding.result(task, model, version=1, read=checkpoint.notices))
             if progress is not None:
                 progress("encoding", len(results), len(members.checkpoints))
 
@@ -234,7 +234,7 @@ def add(
     family : str
         The family.
     task : str, optional
-        Its name; by default the file's or folder's. A task that exists gets its next version.
+        Its name; by default the file's stem without a shard's number, or the folder's name. A task that exists gets its next version.
     registry : str or Registry, optional
         See :func:`build`.
     evaluate, search_evaluate, metric, higher_is_better, on_miss
@@ -257,7 +257,7 @@ def add(
     """
     opened = open_registry(registry)
     path = Path(checkpoint)
-    name = check_task_name(task if task is not None else path.stem if path.is_file() else path.name)
+    name = check_task_name(task) if task is not None else task_of(path)
     entry = opened.state().family(family).latest_basis
     if entry is None:
         raise NotFoundError(f"family {family!r} has no basis yet", kind="not-found/basis")
@@ -293,7 +293,7 @@ def add(
     return AddResult(
         family=family,
         registry=opened.url,
-        model=encoding.result(name, model, version=published.version, remarks=remarks),
+        model=encoding.result(name, model, version=published.version, read=source.notices, remarks=remarks),
         commit=commit.number,
     )
 

@@ -26,7 +26,8 @@ class ModelResult:
     rel_error : float
         ``||W - W'|| / ||W||`` over basis-coded weights.
     notices : tuple of str
-        Tensors that were kept byte for byte against expectation, and why.
+        What was left out or renamed when the checkpoint was read; then tensors that were kept byte for byte against
+        expectation, and why.
     step : float
         The quantiser step it was encoded with; the family's is in :class:`BuildResult`.
     scores : tuple of ModelScore

@@ -7,6 +7,14 @@ bases or registries.
 from uws_store.checkpoint.base import Checkpoint, TensorInfo
 from uws_store.checkpoint.opening import open_checkpoint
 from uws_store.checkpoint.write import write_safetensors
-from uws_store.checkpoint.zoo import ZooMember, scan_zoo
+from uws_store.checkpoint.zoo import ZooMember, scan_zoo, task_of
 
-__all__ = ["Checkpoint", "TensorInfo", "ZooMember", "open_checkpoint", "scan_zoo", "write_safetensors"]
+__all__ = [
+    "Checkpoint",
+    "TensorInfo",
+    "ZooMember",
+    "open_checkpoint",
+    "scan_zoo",
+    "task_of",
+    "write_safetensors",
+]

@@ -28,7 +28,7 @@ from uws_store.names import check_task_name, collision_key
 if TYPE_CHECKING:
     import os
 
-__all__ = ["ZooMember", "scan_zoo"]
+__all__ = ["ZooMember", "scan_zoo", "task_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,22 @@ class ZooMember:
     task: str
     path: Path
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+
+
+def task_of(path: str | os.PathLike[str]) -> str:
+    """Name the task of one checkpoint: the file's stem without a shard's number, or the folder's name.
+
+    Raises
+    ------
+    InvalidInputError
+        When that cannot be a task's name (kind ``invalid-input/task-name``).
+    """
+    where = Path(path)
+    # A folder may be given as "." or "..", which is no name of its own.
+    name = where.name if where.name not in {"", ".."} else where.resolve().name
+    with file_errors(where):
+        is_folder = where.is_dir()
+    return check_task_name(name if is_folder else task_stem(name))
 
 
 def scan_zoo(path: str | os.PathLike[str]) -> tuple[ZooMember, ...]:

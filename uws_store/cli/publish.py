@@ -100,7 +100,7 @@ def run_add(
     with user_code(runs=evaluation["evaluate"] is not None):
         result = api_add(checkpoint, family=family, task=task, exact=exact, registry=registry, **evaluation)
     model = result.model
-    output.notices("kept private", model.notices)
+    output.notices("of the checkpoint", model.notices)
     tell_remarks((), [model], output=output)
     if output.as_json:
         output.document(result)
@@ -187,7 +187,7 @@ def _tell_left_out(result: BuildResult, output: Output) -> None:
     kept = [(model.task, text) for model in result.models for text in model.notices]
     output.notices("odd tensors, kept private", _grouped(odd))
     output.notices(
-        "also kept private", _grouped([pair for pair in kept if (pair[0], _tensor_of(pair[1])) not in known])
+        "of the checkpoints", _grouped([pair for pair in kept if (pair[0], _tensor_of(pair[1])) not in known])
     )
     output.notices("skipped, of another architecture", result.skipped)
     source = sum(model.source_bytes for model in result.models)

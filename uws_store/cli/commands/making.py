@@ -143,7 +143,7 @@ def build(
 @click.argument("checkpoint")
 @click.option("--family", required=True, metavar="NAME", help="The family to add to.")
 @click.option(
-    "--task", metavar="NAME", help="The model's name. Default: the stem of the file, or the folder's name."
+    "--task", metavar="NAME", help="The model's name. Default: the file's stem, or the folder's name."
 )
 @evaluation_options
 @click.option("--exact", is_flag=True, help="Also store what makes every tensor bit-identical.")

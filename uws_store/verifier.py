@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -83,6 +83,10 @@ class ModelReport:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
+
+    def with_problems(self, problems: tuple[Problem, ...]) -> ModelReport:
+        """The same report with further problems."""
+        return replace(self, problems=self.problems + problems)
 
 
 class _Findings:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from uws_store.api.family import Family, load_model, open_family, open_registry
 from uws_store.api.inspect import FamilySummary, ModelSummary, is_model, list_families, list_models, show
 from uws_store.api.publish import add, build
-from uws_store.api.restore import ExportResult, ModelVerdict, VerifyResult, export, file_name_of, verify
+from uws_store.api.restore import ExportResult, export, file_name_of
 from uws_store.api.results import AddResult, BuildResult, ModelResult
+from uws_store.api.verification import ModelVerdict, VerifyResult, verify
 
 __all__ = [
     "AddResult",

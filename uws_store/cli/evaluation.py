@@ -22,6 +22,7 @@ __all__ = [
     "build_score_facts",
     "evaluation_options",
     "model_score_facts",
+    "score_text",
     "shown_scores",
     "tell_remarks",
     "user_code",
@@ -101,11 +102,11 @@ def build_score_facts(result: BuildResult) -> Iterator[tuple[str, str, str]]:
     for score in result.scores:
         yield (
             printable(score.metric),
-            _score(score.reconstruction),
-            f"mean of {score.models} models{_examples(score.purpose)}; originals {_score(score.original)}",
+            score_text(score.reconstruction),
+            f"mean of {score.models} models{_examples(score.purpose)}; originals {score_text(score.original)}",
         )
-        yield "  drop", _score(score.drop), _certainty(score)
-        yield "  worst drop", _score(score.worst_drop), score.worst_task
+        yield "  drop", score_text(score.drop), _certainty(score)
+        yield "  worst drop", score_text(score.worst_drop), score.worst_task
 
 
 def model_score_facts(scores: Sequence[ModelScore]) -> Iterator[tuple[str, str, str]]:
@@ -114,17 +115,17 @@ def model_score_facts(scores: Sequence[ModelScore]) -> Iterator[tuple[str, str, 
         n = f", n {score.n}" if score.n is not None else ""
         yield (
             printable(score.metric),
-            _score(score.reconstruction),
-            f"{score.evaluation}{_examples(score.purpose)}{n}; original {_score(score.original)}",
+            score_text(score.reconstruction),
+            f"{score.evaluation}{_examples(score.purpose)}{n}; original {score_text(score.original)}",
         )
         promised = f"; promised: at most {score.max_drop:g}" if score.max_drop is not None else ""
-        yield "  drop", _score(score.drop), f"{_certainty(score)}{promised}".removeprefix("; ")
+        yield "  drop", score_text(score.drop), f"{_certainty(score)}{promised}".removeprefix("; ")
 
 
 def shown_scores(scores: Sequence[ModelScore]) -> tuple[str, str]:
     """Write a model's reported score and its drop for a table."""
     reported = [score for score in scores if score.purpose != "search"] or list(scores)
-    return (_score(reported[0].reconstruction), _score(reported[0].drop)) if reported else ("-", "-")
+    return (score_text(reported[0].reconstruction), score_text(reported[0].drop)) if reported else ("-", "-")
 
 
 def _examples(purpose: str) -> str:
@@ -137,10 +138,11 @@ def _certainty(score: FamilyScore | ModelScore) -> str:
         return ""
     low, high = score.interval
     verdict = "a significant drop" if score.significant else "no significant drop"
-    return f"95 % interval {_score(low)} to {_score(high)}: {verdict}"
+    return f"95 % interval {score_text(low)} to {score_text(high)}: {verdict}"
 
 
-def _score(value: float) -> str:
+def score_text(value: float) -> str:
+    """Write a score to the digits that mean something."""
     if 5e-4 <= abs(value) < 10:
         return f"{value:.4f}"
     return f"{value:.4g}" if abs(value) >= 10 else f"{value:.2g}"

@@ -1,19 +1,14 @@
-"""``verify`` and ``export``: what was kept, and models back as files."""
+"""``export``: models back as files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from rich.console import RenderableType
-from rich.padding import Padding
-from rich.text import Text
-
-from uws_store.api import ExportResult, VerifyResult, file_name_of, open_family, open_registry
+from uws_store.api import ExportResult, file_name_of, open_family, open_registry
 from uws_store.api import export as api_export
-from uws_store.api import verify as api_verify
-from uws_store.cli.output import Output, as_plain, columns, counted, number, printable, size
+from uws_store.cli.output import Output, size
 from uws_store.cli.progress import progress
 from uws_store.errors import (
     AlreadyExistsError,
@@ -25,36 +20,10 @@ from uws_store.errors import (
 )
 
 if TYPE_CHECKING:
-    from uws_store.api import Family, ModelVerdict
+    from uws_store.api import Family
     from uws_store.model import Tier
 
-__all__ = ["run_export", "run_export_all", "run_verify"]
-
-
-def run_verify(
-    family: str, task: str | None, *, against: str | None, output: Output, registry: str | None
-) -> bool:
-    """Verify a family or a task; tell whether all is well."""
-    opened = open_registry(registry)
-    with progress(output) as report:
-        result = api_verify(family, task, registry=opened, against=against, progress=report)
-    safe = [verdict.task for verdict in result.models if verdict.safe_to_delete]
-    if output.as_json:
-        output.document(
-            {
-                "registry": opened.url,
-                "ok": result.ok,
-                "safe_to_delete": safe,
-                **cast("dict[str, object]", as_plain(result)),
-            }
-        )
-    elif output.quiet:
-        output.names(
-            f"{family}/{verdict.task}@{verdict.version}" for verdict in result.models if not verdict.report.ok
-        )
-    else:
-        output.show(*_verify_parts(result, compared=against is not None, safe=safe))
-    return result.ok
+__all__ = ["run_export", "run_export_all"]
 
 
 def run_export(
@@ -163,74 +132,3 @@ def _tell_exports(registry: str, results: Sequence[ExportResult], output: Output
         )
     else:
         output.notice("the family has no models; nothing was written")
-
-
-def _verify_parts(result: VerifyResult, *, compared: bool, safe: Sequence[str]) -> Iterator[RenderableType]:
-    yield _comparisons(result.models) if compared else _checks(result.models)
-    yield ""
-    problems = [
-        *result.problems,
-        *(problem for verdict in result.models for problem in verdict.report.problems),
-    ]
-    objects = result.basis_objects + sum(verdict.report.objects for verdict in result.models)
-    tensors = sum(verdict.report.tensors for verdict in result.models)
-    what = f"{counted(objects, 'object')} and {counted(tensors, 'tensor')} of {counted(len(result.models), 'model')}"
-    if problems:
-        yield Text.assemble((counted(len(problems), "problem"), "bold red"), f" in {what}:")
-        yield "\n".join(f"  {problem} [{problem.kind}]" for problem in problems)
-    else:
-        yield f"checked {what}: all as recorded"
-    if result.not_compared:
-        yield (
-            f"\nwithout an original there, and so not compared ({len(result.not_compared)}): "
-            + printable(", ".join(result.not_compared))
-        )
-    if compared and safe:
-        yield (
-            f"\nsafe to delete, the exact tier gives back every bit ({len(safe)} of "
-            f"{counted(len(result.models), 'original')}):"
-        )
-        yield Padding(Text(printable(", ".join(safe))), (0, 0, 0, 2), expand=False)
-    elif compared:
-        yield "\nno original is safe to delete: that takes an exact tier (--exact when a model is built or added)"
-
-
-def _checks(verdicts: Sequence[ModelVerdict]) -> RenderableType:
-    return columns(
-        {"model": "name", "tiers": "word", "tensors": "number", "rel. error": "number", "": "word"},
-        (
-            (
-                f"{verdict.task}@{verdict.version}",
-                ", ".join(verdict.report.tiers) or "-",
-                str(verdict.report.tensors),
-                number(verdict.report.rel_error),
-                _mark(verdict),
-            )
-            for verdict in verdicts
-        ),
-    )
-
-
-def _comparisons(verdicts: Sequence[ModelVerdict]) -> RenderableType:
-    headings = ("model", "rel. error", "mean only", "worst", "tensor", "identical", "")
-    kinds = ("name", "number", "number", "number", "name", "number", "word")
-    return columns(dict(zip(headings, kinds, strict=True)), map(_comparison, verdicts))
-
-
-def _comparison(verdict: ModelVerdict) -> list[str | Text]:
-    name, found = f"{verdict.task}@{verdict.version}", verdict.report.comparison
-    if found is None:
-        return [name, "-", "-", "-", "", "-", _mark(verdict)]
-    return [
-        name,
-        number(found.rel_error),
-        number(found.mean_rel_error),
-        number(found.worst_rel_error),
-        found.worst_tensor or "",
-        "-" if found.identical is None else f"{'all ' if verdict.safe_to_delete else ''}{found.identical}",
-        _mark(verdict),
-    ]
-
-
-def _mark(verdict: ModelVerdict) -> Text:
-    return Text("ok", "green") if verdict.report.ok else Text("WRONG", "bold red")

@@ -11,13 +11,15 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from uws_store.errors import InvalidInputError, NotFoundError
 from uws_store.fidelity.evaluation import KIND, Evaluation, EvaluationFunction
 
-__all__ = ["load_evaluation"]
+__all__ = ["load_evaluation", "load_function"]
 
 _LONGEST_NAME = 300
 
@@ -49,36 +51,65 @@ def load_evaluation(
             )
         name, sha256 = _described(source)
         return Evaluation(name[:_LONGEST_NAME], sha256, source, metric, higher_is_better)
+    name, sha256, function = _find(source, what="evaluation")
+    return Evaluation(name[:_LONGEST_NAME], sha256, function, metric, higher_is_better)
+
+
+def load_function(source: str, *, what: str) -> Callable[..., Any]:
+    """Find a function by its name, as :func:`load_evaluation` does.
+
+    Parameters
+    ----------
+    source : str
+        ``"package.module:function"`` or ``"path/file.py:function"``.
+    what : str
+        What it is for, in messages and kinds, such as ``module``.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such file, module or function (``not-found/<what>``).
+    InvalidInputError
+        When the name cannot be read, or importing it fails (``invalid-input/<what>``).
+    """
+    return _find(source, what=what)[2]
+
+
+def _find(source: str, *, what: str) -> tuple[str, str | None, Callable[..., Any]]:
+    """Name, digest of the source file, and the function itself."""
     place, colon, words = source.rpartition(":")
     if not colon or not place or not all(word.isidentifier() for word in words.split(".")):
         raise InvalidInputError(
-            f"{source!r} names no evaluation; write package.module:function or path/file.py:function",
-            kind=KIND,
+            f"{source!r} names no {what}; write package.module:function or path/file.py:function",
+            kind=f"invalid-input/{what}",
         )
     if place.endswith(".py"):
         path = Path(place)
-        module, sha256 = _from_file(path, source)
+        sha256: str | None
+        module, sha256 = _from_file(path, source, what)
         name = f"{path.name}:{words}"
     else:
-        module = _from_module(place, source)
+        module = _from_module(place, source, what)
         sha256 = _file_digest(getattr(module, "__file__", None))
         name = source
     function: object = module
     for word in words.split("."):
         function = getattr(function, word, None)
     if function is None:
-        raise NotFoundError(f"{place} has no function {words!r}", kind="not-found/evaluation")
+        raise NotFoundError(f"{place} has no function {words!r}", kind=f"not-found/{what}")
     if not callable(function):
-        raise InvalidInputError(f"{source} is {type(function).__name__}, not a function", kind=KIND)
-    return Evaluation(name[:_LONGEST_NAME], sha256, function, metric, higher_is_better)
+        raise InvalidInputError(
+            f"{source} is {type(function).__name__}, not a function", kind=f"invalid-input/{what}"
+        )
+    return name, sha256, function
 
 
-def _from_file(path: Path, source: str) -> tuple[ModuleType, str]:
+def _from_file(path: Path, source: str, what: str) -> tuple[ModuleType, str]:
     try:
         code = path.read_bytes()
     except OSError as error:
         raise NotFoundError(
-            f"the evaluation's file {path} cannot be read: {error.strerror}", kind="not-found/evaluation"
+            f"the {what}'s file {path} cannot be read: {error.strerror}", kind=f"not-found/{what}"
         ) from error
     sha256 = hashlib.sha256(code).hexdigest()
     whole = path.resolve()
@@ -99,28 +130,29 @@ def _from_file(path: Path, source: str) -> tuple[ModuleType, str]:
         exec(compile(code, str(whole), "exec"), module.__dict__)  # noqa: S102 - the caller asked for this file to be run
     except (Exception, SystemExit) as error:
         del sys.modules[key]
-        raise _failed(source, error) from error
+        raise _failed(source, error, what) from error
     return module, sha256
 
 
-def _from_module(place: str, source: str) -> ModuleType:
+def _from_module(place: str, source: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
             raise NotFoundError(
-                f"there is no module {error.name!r} to import for the evaluation {source}; install it, or name a file: "
+                f"there is no module {error.name!r} to import for the {what} {source}; install it, or name a file: "
                 "path/file.py:function",
-                kind="not-found/evaluation",
+                kind=f"not-found/{what}",
             ) from error
-        raise _failed(source, error) from error
+        raise _failed(source, error, what) from error
     except (Exception, SystemExit) as error:
-        raise _failed(source, error) from error
+        raise _failed(source, error, what) from error
 
 
-def _failed(source: str, error: BaseException) -> InvalidInputError:
+def _failed(source: str, error: BaseException, what: str) -> InvalidInputError:
     return InvalidInputError(
-        f"importing the evaluation {source} failed: {type(error).__name__}: {error}", kind=KIND
+        f"importing the {what} {source} failed: {type(error).__name__}: {error}",
+        kind=f"invalid-input/{what}",
     )
 
 

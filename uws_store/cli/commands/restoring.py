@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from uws_store.cli.command import Example, command, split_model
@@ -15,23 +17,68 @@ __all__ = ["export", "verify"]
     "verify",
     Example("uws-store verify vit-digits", "every object and every tensor's digest"),
     Example("uws-store verify vit-digits --against zoo/", "and the distance to the originals"),
+    Example("uws-store verify vit-digits --against zoo/ --eval score.py:f", "and the scores, side by side"),
+    Example("uws-store verify vits --eval accuracy --data test.npz", "accuracy on labelled examples"),
+    Example("uws-store verify llamas --eval logits", "agreement with the original, without labels"),
 )
 @click.argument("family")
 @click.argument("task", required=False)
 @click.option("--against", metavar="ZOO", help="The zoo of originals, or for one task its checkpoint.")
+@click.option(
+    "--eval",
+    "evaluate",
+    metavar="FUNCTION",
+    help="Score original, compact tier, mean alone and a basis-free control: accuracy, logits, package.module:function "
+    "or file.py:function. It is imported and run.",
+)
+@click.option(
+    "--data",
+    metavar="PATH",
+    help="For accuracy and logits: a .safetensors or .npz file with the arguments of forward() and `labels`, or a folder "
+    "with one such file per task. Default for logits: random inputs.",
+)
+@click.option(
+    "--module",
+    metavar="FUNCTION",
+    help="For accuracy and logits: a function from a task to its torch module. Default: made from the stored "
+    "configuration.",
+)
+@click.option(
+    "--metric", metavar="NAME", help="Which number counts, where FUNCTION returns a plain dict of numbers."
+)
+@click.option(
+    "--higher-is-better/--lower-is-better",
+    default=None,
+    help="The direction of --metric, where FUNCTION does not say it.",
+)
+@click.option(
+    "--workers",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="COUNT",
+    help="Models checked at a time, in threads. Evaluations run one at a time.",
+)
 def verify(
-    *, family: str, task: str | None, against: str | None, output: Output, registry: str | None
+    *,
+    family: str,
+    task: str | None,
+    against: str | None,
+    output: Output,
+    registry: str | None,
+    **options: Any,  # noqa: ANN401 - passed on as they are
 ) -> None:
-    """Check what is stored: every object, every tensor's digest, and the originals where given.
+    """Check what is stored: every object, every tensor's digest, and the originals and scores where asked.
 
-    The exit code is 1 when anything is wrong. With --against, each model's relative error is measured anew and shown
-    beside that of the zoo's mean alone, which is the control; and the originals are listed that are safe to delete
-    because the registry gives them back bit-identical.
+    The exit code is 1 when anything is wrong or a promise on record is broken. With --against, each model's relative
+    error is measured anew and shown beside that of the zoo's mean alone, which is the control; and the originals are
+    listed that are safe to delete because the registry gives them back bit-identical. With --eval, the original is
+    taken from --against, else from the exact tier.
     """
-    from uws_store.cli.restore import run_verify
+    from uws_store.cli.verification import run_verify
 
     family, task = _one_model(family, task)
-    if not run_verify(family, task, against=against, output=output, registry=registry):
+    if not run_verify(family, task, against=against, output=output, registry=registry, **options):
         click.get_current_context().exit(1)
 
 

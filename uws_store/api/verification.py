@@ -1,0 +1,419 @@
+"""Verification: what is stored is checked, compared with the originals, and scored where an evaluation is named.
+
+Joins the verifier, which looks at bytes and weights, with the evaluations. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from uws_store import layout
+from uws_store.api.family import Family, open_family
+from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
+from uws_store.errors import InvalidInputError, NotFoundError, Problem, UwsError
+from uws_store.fidelity import (
+    BUILT_IN,
+    ORIGINAL,
+    EvaluationFunction,
+    Examined,
+    Examiner,
+    FamilySide,
+    ModuleFactory,
+    UserExaminer,
+    basis_free,
+    built_in,
+    examine,
+    load_evaluation,
+    load_function,
+    summarise_sides,
+)
+from uws_store.loader import LazyStateDict
+from uws_store.model import Model, Tier
+from uws_store.registry import ModelEntry, Registry
+from uws_store.verifier import ModelReport, verify_basis, verify_model
+
+__all__ = ["ModelVerdict", "VerifyResult", "verify"]
+
+_CPU = torch.device("cpu")
+_MOST_WORKERS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVerdict:
+    """What verification found of one model.
+
+    Attributes
+    ----------
+    task : str
+        Its name.
+    version : int
+        Its version.
+    digest : str
+        Its content: SHA-256 of its document.
+    report : ModelReport
+        The findings.
+    safe_to_delete : bool
+        Whether the original was given and the exact tier was found bit-identical to all of it.
+    scores : tuple of Examined
+        With an evaluation: each metric, side by side; empty when it cannot score the task.
+    """
+
+    task: str
+    version: int
+    digest: str
+    report: ModelReport
+    safe_to_delete: bool
+    scores: tuple[Examined, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """What verification found of a family.
+
+    Attributes
+    ----------
+    family : str
+        Its name.
+    basis_objects : int
+        Objects of its bases that were digested.
+    models : tuple of ModelVerdict
+        By task.
+    problems : tuple of Problem
+        What is wrong outside any one model.
+    not_compared : tuple of str
+        With originals given: tasks that have none there, such as models that were added later.
+    evaluation : str or None
+        What scored the models: name and hash.
+    scores : tuple of FamilySide
+        Means over the models, per metric and side.
+    """
+
+    family: str
+    basis_objects: int
+    models: tuple[ModelVerdict, ...]
+    problems: tuple[Problem, ...]
+    not_compared: tuple[str, ...] = ()
+    evaluation: str | None = None
+    scores: tuple[FamilySide, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing at all is wrong."""
+        return not self.problems and all(model.report.ok for model in self.models)
+
+
+def verify(
+    family: str,
+    task: str | None = None,
+    *,
+    registry: str | Registry | None = None,
+    against: str | Path | None = None,
+    evaluate: str | EvaluationFunction | None = None,
+    data: str | Path | None = None,
+    module: str | ModuleFactory | None = None,
+    metric: str | None = None,
+    higher_is_better: bool | None = None,
+    workers: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> VerifyResult:
+    """Check a family, or one task: every object, every reconstructed tensor, the originals and scores where asked.
+
+    Parameters
+    ----------
+    family : str
+        The family.
+    task : str, optional
+        One task (``task@version`` too); the newest version of every task when absent.
+    registry : str or Registry, optional
+        Where it lies.
+    against : str or Path, optional
+        The zoo of originals, or for one task its checkpoint.
+    evaluate : str or callable, optional
+        Score every model: ``package.module:function`` or ``file.py:function`` as in :func:`uws_store.build`, or a
+        built-in evaluation, ``accuracy`` or ``logits``. Compared are the original (from ``against``, else from the exact
+        tier), the compact tier, the zoo's mean alone, and the weights quantised without a basis to as many bits.
+    data : str or Path, optional
+        Examples for a built-in evaluation: a ``.safetensors`` or ``.npz`` file, or a folder with one per task.
+        ``logits`` draws random inputs where there are none.
+    module : str or callable, optional
+        For a built-in evaluation: a function from a task to its ``torch.nn.Module``, or its name; by default the module
+        is made from the configuration that was stored with the model.
+    metric, higher_is_better
+        For evaluations that return a plain mapping of numbers.
+    workers : int
+        Models that are checked at a time, in threads. Evaluations run one at a time.
+    progress : callable, optional
+        See :func:`uws_store.build`.
+
+    Returns
+    -------
+    VerifyResult
+        Damage and broken promises are reported in it, not raised.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such registry, family, task, original, evaluation or data.
+    InvalidInputError
+        When the options do not go together, or the evaluation fails.
+    """
+    if not 1 <= workers <= _MOST_WORKERS:
+        raise InvalidInputError(
+            f"workers is from 1 to {_MOST_WORKERS}, not {workers}", kind="invalid-input/workers"
+        )
+    opened = open_family(family, registry=registry)
+    examiner = _examiner(
+        opened, evaluate, data=data, module=module, metric=metric, higher_is_better=higher_is_better
+    )
+    state = opened.registry.state().family(family)
+    entries = (
+        [opened.resolve(task)]
+        if task is not None
+        else [latest for name in opened.tasks() if (latest := state.tasks[name].latest) is not None]
+    )
+    basis_objects, problems, damaged = _check_bases(opened, {entry.basis_digest for entry in entries})
+    with ExitStack() as stack:
+        originals = _originals(against, entries, stack)
+        work = _Work(opened, originals, examiner, damaged)
+        verdicts = _all_verdicts(work, entries, workers=workers, progress=progress)
+    uncompared = (
+        [entry.task for entry in entries if entry.task not in originals] if against is not None else []
+    )
+    return VerifyResult(
+        family=family,
+        basis_objects=basis_objects,
+        models=tuple(verdicts),
+        problems=problems,
+        not_compared=tuple(uncompared),
+        evaluation=examiner.identity if examiner else None,
+        scores=summarise_sides((verdict.task, one) for verdict in verdicts for one in verdict.scores),
+    )
+
+
+def _check_bases(opened: Family, digests: Iterable[str]) -> tuple[int, tuple[Problem, ...], frozenset[str]]:
+    """Check every basis once: objects read, problems, and the digests of the damaged ones."""
+    objects = 0
+    problems: list[Problem] = []
+    damaged: set[str] = set()
+    for digest in sorted(digests):
+        prefix = layout.basis_prefix(opened.name, digest)
+        try:
+            count, found = verify_basis(opened.basis(digest), storage=opened.registry.storage, prefix=prefix)
+        except UwsError as error:
+            count, found = 0, (Problem(prefix, error.kind, error.message),)
+        objects += count
+        problems += found
+        if found:
+            damaged.add(digest)
+    return objects, tuple(problems), frozenset(damaged)
+
+
+def _all_verdicts(
+    work: _Work,
+    entries: list[ModelEntry],
+    *,
+    workers: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> list[ModelVerdict]:
+    verdicts: dict[int, ModelVerdict] = {}
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="uws-verify") as pool:
+        futures = {pool.submit(work.verdict, entry): index for index, entry in enumerate(entries)}
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                verdicts[futures[future]] = future.result()
+                if progress is not None:
+                    progress("verifying", done, len(entries))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [verdicts[index] for index in range(len(entries))]
+
+
+class _Work:
+    """Verification of one model after another, from any thread."""
+
+    def __init__(
+        self,
+        family: Family,
+        originals: Mapping[str, Checkpoint],
+        examiner: Examiner | None,
+        damaged: frozenset[str],
+    ) -> None:
+        self._family = family
+        self._originals = originals
+        self._examiner = examiner
+        self._damaged = damaged
+        self._one_at_a_time = threading.Lock()
+
+    def verdict(self, entry: ModelEntry) -> ModelVerdict:
+        """Check, compare and score one model."""
+        prefix = layout.model_prefix(self._family.name, entry.digest)
+        if entry.basis_digest in self._damaged:
+            return _failed(entry, Problem(prefix, "format/basis", "its basis is damaged"))
+        try:
+            model = self._family.model(entry)
+            report = verify_model(
+                model,
+                storage=self._family.registry.storage,
+                prefix=prefix,
+                against=self._originals.get(entry.task),
+            )
+        except UwsError as error:
+            return _failed(entry, Problem(prefix, error.kind, error.message))
+        scores: tuple[Examined, ...] = ()
+        if self._examiner is not None and report.ok:
+            # A user's function is not expected to be safe for threads.
+            with self._one_at_a_time:
+                scores, broken = examine(
+                    self._examiner,
+                    entry.task,
+                    sides=self._sides(entry, model),
+                    recorded=model.document.scores,
+                )
+            report = report.with_problems(broken)
+        comparison = report.comparison
+        safe = report.ok and comparison is not None and comparison.identical is not None
+        return ModelVerdict(entry.task, entry.version, entry.digest, report, safe, scores)
+
+    def _sides(self, entry: ModelEntry, model: Model) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
+        """Name the sides of a model; weights are made when they are asked for."""
+
+        def tier(name: Tier) -> Callable[[], dict[str, torch.Tensor]]:
+            return lambda: self._weights(entry, name)
+
+        checkpoint = self._originals.get(entry.task)
+        original: Callable[[], dict[str, torch.Tensor]] | None = None
+        if checkpoint is not None:
+            original = lambda: {name: checkpoint.read(name) for name in checkpoint.tensors}  # noqa: E731
+        elif model.has_exact:
+            original = tier("exact")
+        sides: dict[str, Callable[[], dict[str, torch.Tensor]]] = {}
+        if original is not None:
+            sides[ORIGINAL] = original
+        sides["compact"] = tier("compact")
+        if model.has_exact and any(score.max_drop is not None for score in model.document.scores):
+            sides["exact"] = tier("exact")
+        sides["mean"] = tier("mean")
+        core = model.document.core
+        if original is not None and core is not None:
+            coded = [name for name, source in model.sources.items() if source.kind == "coded"]
+            sides["basis-free"] = lambda: _without_basis(original(), coded, size_bytes=core.size_bytes)
+        return sides
+
+    def _weights(self, entry: ModelEntry, tier: Tier) -> dict[str, torch.Tensor]:
+        return LazyStateDict(
+            self._family.model(entry),
+            family=self._family.name,
+            task=entry.task,
+            version=entry.version,
+            tier=tier,
+            device=_CPU,
+            dtype=None,
+            verify=True,
+        ).materialize()
+
+
+def _without_basis(
+    weights: dict[str, torch.Tensor], coded: list[str], *, size_bytes: int
+) -> dict[str, torch.Tensor]:
+    """Spend the bits of a model's core on its weights as they are."""
+    tensors = {name: weights[name] for name in coded if name in weights}
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    return weights | basis_free(tensors, bits=8 * size_bytes / max(1, parameters))
+
+
+def _examiner(
+    family: Family,
+    evaluate: str | EvaluationFunction | None,
+    *,
+    data: str | Path | None,
+    module: str | ModuleFactory | None,
+    metric: str | None,
+    higher_is_better: bool | None,
+) -> Examiner | None:
+    """Find what scores the models, and refuse options that would be ignored.
+
+    Raises
+    ------
+    InvalidInputError
+        When they do not go together (``invalid-input/evaluation``).
+    """
+    named = {"data (--data)": data, "module (--module)": module}
+    plain = {"metric (--metric)": metric, "higher_is_better (--higher-is-better)": higher_is_better}
+    is_built_in = isinstance(evaluate, str) and evaluate in BUILT_IN
+    useless = plain if is_built_in else named if evaluate is not None else named | plain
+    given = [name for name, value in useless.items() if value is not None]
+    if given:
+        needed = (
+            "says itself what it measures"
+            if is_built_in
+            else "are for the built-in evaluations, " + " and ".join(BUILT_IN)
+        )
+        raise InvalidInputError(
+            f"{' and '.join(given)} cannot be used here: {evaluate if is_built_in else 'they'} {needed}"
+            if evaluate is not None
+            else f"{' and '.join(given)} describe an evaluation; name one: evaluate= (--eval)",
+            kind="invalid-input/evaluation",
+        )
+    if evaluate is None:
+        return None
+    if not is_built_in:
+        return UserExaminer(load_evaluation(evaluate, metric=metric, higher_is_better=higher_is_better))
+    assert isinstance(evaluate, str)
+    return built_in(
+        evaluate,
+        data=Path(data) if data is not None else None,
+        module_of=_module_factory(family, module),
+    )
+
+
+def _module_factory(family: Family, module: str | ModuleFactory | None) -> ModuleFactory:
+    if module is None:
+        raise InvalidInputError(
+            f"family {family.name!r} has no configuration to make a module from; name a function that makes it: module= "
+            "(--module package.module:function)",
+            kind="invalid-input/module",
+        )
+    return load_function(module, what="module") if isinstance(module, str) else module
+
+
+def _failed(entry: ModelEntry, problem: Problem) -> ModelVerdict:
+    report = ModelReport(0, 0, (), 0.0, None, (problem,))
+    return ModelVerdict(entry.task, entry.version, entry.digest, report, safe_to_delete=False)
+
+
+def _originals(
+    against: str | Path | None, entries: list[ModelEntry], stack: ExitStack
+) -> Mapping[str, Checkpoint]:
+    """Open the originals of the tasks that have one.
+
+    Raises
+    ------
+    NotFoundError
+        When none of the tasks has one: these are not the originals (``not-found/original``).
+    """
+    if against is None:
+        return {}
+    path = Path(against)
+    if len(entries) == 1 and path.is_file() and path.suffix != ".json":
+        return {entries[0].task: stack.enter_context(open_checkpoint(path))}
+    members = {member.task: member for member in scan_zoo(path)}
+    found = {
+        entry.task: stack.enter_context(open_checkpoint(members[entry.task].path))
+        for entry in entries
+        if entry.task in members
+    }
+    if not found:
+        raise NotFoundError(
+            f"{path} has no checkpoint of any of the {len(entries)} tasks, such as {entries[0].task!r}; name the zoo "
+            "that the family was built from",
+            kind="not-found/original",
+        )
+    return found

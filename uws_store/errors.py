@@ -19,6 +19,7 @@ __all__ = [
     "Problem",
     "StorageError",
     "UwsError",
+    "WorkerError",
 ]
 
 
@@ -119,3 +120,9 @@ class StorageError(UwsError, OSError):
     """The storage failed: no space, no permission, no connection."""
 
     default_kind = "storage"
+
+
+class WorkerError(UwsError):
+    """A worker that was to do a part of the work died or could not be reached."""
+
+    default_kind = "worker"

@@ -7,7 +7,6 @@ open bases and models, not names of families and tasks.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from uws_store.basis import ARRAYS, Basis, array_record
 from uws_store.checkpoint import Checkpoint
 from uws_store.errors import FormatError, NotFoundError, Problem, UwsError
 from uws_store.metadata.arrays import ArrayRecord
+from uws_store.metadata.model import relative_error
 from uws_store.model import Model, Tier
 from uws_store.storage import Storage
 from uws_store.tensor_bytes import digest_of
@@ -244,7 +244,7 @@ def _compare(model: Model, against: Checkpoint, findings: _Findings) -> Comparis
         mean = model.tensor(name, tier="mean", device=_CPU).to(torch.float64)
         own_error = float((compact - values).square().sum())
         own_energy = float(values.square().sum())
-        relative = _relative(own_error, own_energy)
+        relative = relative_error(own_error, own_energy)
         worst = max(worst, (relative, name), key=lambda pair: pair[0])
         promised = next(recorded)
         # Recorded in half precision, rounded up; the sums may be taken in another order here.
@@ -260,13 +260,9 @@ def _compare(model: Model, against: Checkpoint, findings: _Findings) -> Comparis
         findings.add(name, "fidelity/missing", "the original has this tensor and the model has not")
 
     return Comparison(
-        rel_error=_relative(error, energy),
-        mean_rel_error=_relative(control, energy),
+        rel_error=relative_error(error, energy),
+        mean_rel_error=relative_error(control, energy),
         worst_tensor=worst[1],
         worst_rel_error=worst[0],
         identical=identical if model.has_exact else None,
     )
-
-
-def _relative(error_energy: float, energy: float) -> float:
-    return math.sqrt(error_energy / energy) if energy else math.sqrt(error_energy)

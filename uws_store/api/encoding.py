@@ -1,12 +1,16 @@
 """Encoding the models of one call: at which step, with which tiers, scores and remarks.
 
-Joins what a basis was built for with what its scores demand. Publishes nothing.
+Joins what a basis was built for with what its scores demand, and does one model's encoding wherever there is a worker
+for it. Stores objects; publishes nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+from uws_store import layout
 from uws_store.api.results import ModelResult
 from uws_store.basis import Basis, step_of
 from uws_store.builder import (
@@ -14,14 +18,28 @@ from uws_store.builder import (
     AnalysisCache,
     EncodedModel,
     Fidelity,
+    ZooFiles,
     encode_model,
     encode_within,
 )
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint
 from uws_store.fidelity import Judge, ModelScore, ScoringRequest
+from uws_store.metadata.log import ModelAction
+from uws_store.storage import Storage, open_storage
+from uws_store.store import put_verified
 
-__all__ = ["ModelEncoding", "fidelity_of", "option_of", "remarks_on_promise"]
+__all__ = [
+    "EncodeJob",
+    "FamilyTarget",
+    "ModelEncoding",
+    "StoredModel",
+    "encode_and_store",
+    "fidelity_of",
+    "option_of",
+    "put_objects",
+    "remarks_on_promise",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +89,115 @@ class ModelEncoding:
             scores=tuple(ModelScore.of(record) for record in model.document.scores),
             remarks=(*own, *remarks),
         )
+
+
+class FamilyTarget:
+    """Where models of one basis are stored, as something that can be sent to another process.
+
+    There it opens the storage by its URL and reads the basis, once for all models of that process.
+
+    Parameters
+    ----------
+    storage : Storage
+        The registry's.
+    family : str
+        The family.
+    basis : Basis
+        Open and prefetched; its objects are in the storage.
+    """
+
+    def __init__(self, storage: Storage, family: str, basis: Basis) -> None:
+        self.storage = storage
+        self.family = family
+        self.basis = basis
+        self.analyses = AnalysisCache(basis)
+
+    def __reduce__(self) -> tuple[Callable[[str, str, str], FamilyTarget], tuple[str, str, str]]:
+        return _target_here, (self.storage.url, self.family, self.basis.digest)
+
+    def put(self, model: EncodedModel) -> None:
+        """Store a model's objects, its group document last."""
+        put_objects(self.storage, layout.model_prefix(self.family, model.digest), model.objects)
+
+
+@functools.lru_cache(maxsize=2)
+def _target_here(url: str, family: str, digest: str) -> FamilyTarget:
+    storage = open_storage(url)
+    basis = Basis.open(storage, layout.basis_prefix(family, digest), digest=digest)
+    basis.prefetch()
+    return FamilyTarget(storage, family, basis)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeJob:
+    """One model to encode and store, wherever there is a worker."""
+
+    files: ZooFiles
+    task: str
+    target: FamilyTarget
+    fidelity: Fidelity
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model whose objects are stored, ready for its commit.
+
+    Attributes
+    ----------
+    result : ModelResult
+        What the caller is told; its version is settled by the commit.
+    digest : str
+        Its name in the store.
+    exact : bool
+        Whether it has the exact tier.
+    objects : tuple of (str, int)
+        Path below the model's folder and size in bytes of each object.
+    """
+
+    result: ModelResult
+    digest: str
+    exact: bool
+    objects: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, result: ModelResult, model: EncodedModel) -> StoredModel:
+        """Keep of an encoded model what a commit needs."""
+        sizes = tuple((path, len(data)) for path, data in model.objects.items())
+        return cls(result, model.digest, model.document.exact is not None, sizes)
+
+    def action(self, family: str, *, version: int, revision: int) -> ModelAction:
+        """Write the model's line of a commit."""
+        return ModelAction(
+            family=family,
+            task=self.result.task,
+            version=version,
+            basis_revision=revision,
+            digest=self.digest,
+            size_bytes=self.result.size_bytes,
+            exact=self.exact,
+        )
+
+    def at_version(self, version: int) -> ModelResult:
+        """Tell the caller with the version that the commit gave it."""
+        return replace(self.result, version=version)
+
+
+def encode_and_store(job: EncodeJob) -> StoredModel:
+    """Encode one model that no evaluation scores, and store its objects."""
+    target = job.target
+    encoding = ModelEncoding(target.basis, job.fidelity, target.analyses, None)
+    checkpoint = job.files[job.task]
+    model = encoding.encode(job.task, checkpoint, exact=job.exact)
+    target.put(model)
+    result = encoding.result(job.task, model, version=1, read=checkpoint.notices)
+    return StoredModel.of(result, model)
+
+
+def put_objects(storage: Storage, prefix: str, objects: dict[str, bytes]) -> None:
+    """Store objects in their order, each read back where it existed."""
+    for path, data in objects.items():
+        put_verified(storage, f"{prefix}/{path}", data)
 
 
 def fidelity_of(basis: Basis) -> Fidelity:

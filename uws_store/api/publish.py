@@ -6,13 +6,23 @@ as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from uws_store import layout
-from uws_store.api.encoding import ModelEncoding, fidelity_of, option_of, remarks_on_promise
+from uws_store.api.encoding import (
+    EncodeJob,
+    FamilyTarget,
+    ModelEncoding,
+    StoredModel,
+    encode_and_store,
+    fidelity_of,
+    option_of,
+    put_objects,
+    remarks_on_promise,
+)
 from uws_store.api.family import open_registry
-from uws_store.api.results import AddResult, BuildResult, ModelResult
+from uws_store.api.results import AddResult, BuildResult
 from uws_store.architecture import compare
 from uws_store.basis import Basis, step_of
 from uws_store.builder import (
@@ -27,6 +37,7 @@ from uws_store.builder import (
 )
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo, task_of
 from uws_store.errors import AlreadyExistsError, IncompatibleError, InvalidInputError, NotFoundError
+from uws_store.executors import ExecutorSpec, Workers
 from uws_store.fidelity import (
     EvaluationFunction,
     Judge,
@@ -89,6 +100,8 @@ def build(
     exact: bool = False,
     expect_models: int | None = None,
     skip_mismatched: bool = False,
+    executor: str | None = None,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Build a family from a zoo: derive the basis, encode every member, publish all in one commit.
@@ -124,6 +137,11 @@ def build(
         Plan the basis for a family of this size, when more models will be added.
     skip_mismatched : bool
         Leave out members of another architecture instead of refusing the zoo.
+    executor : str, optional
+        Where the work runs: ``"threads"`` (the default), ``"serial"``, ``"processes"``, ``"dask"`` for a Dask cluster on
+        this machine or ``"dask://host:port"``. The stored bytes do not depend on it.
+    workers : int, optional
+        How many pieces of work run at once; by default the cores this process may use.
     progress : callable, optional
         Called with a phase's name, what is done and what there is to do.
 
@@ -157,9 +175,14 @@ def build(
         per_model=per_model,
         on_miss=on_miss,
     )
-    with Members(scan_zoo(Path(zoo)), skip_mismatched=skip_mismatched) as members:
+    spec = ExecutorSpec.parse(executor, workers=workers)
+    with (
+        Members(scan_zoo(Path(zoo)), skip_mismatched=skip_mismatched) as members,
+        Workers(spec) as pool,
+    ):
         # Made only now: a zoo that is refused leaves no empty registry behind.
         opened = open_registry(registry, create=True)
+        _require_reachable(opened, spec)
         _require_new(opened.state(), family)
         judge = Judge(request, members.checkpoints, progress=progress) if request else None
         builder = BasisBuilder(
@@ -168,25 +191,26 @@ def build(
             expect_models=expect_models,
             options=judge.options if judge else (),
             progress=progress,
+            workers=pool,
         )
         built = judge.family_basis(builder) if judge else builder.build()
         if judge is not None:
             judge.settle(built.basis)
         _put_groups(opened.storage, family)
-        _put_objects(opened.storage, layout.basis_prefix(family, built.basis.digest), built.objects)
-        encoding = ModelEncoding(built.basis, fidelity, AnalysisCache(built.basis), judge)
+        put_objects(opened.storage, layout.basis_prefix(family, built.basis.digest), built.objects)
+        target = FamilyTarget(opened.storage, family, built.basis)
+        stored: dict[str, StoredModel] = {}
+        for model in _encode_all(members, target, fidelity, judge, exact=exact, pool=pool):
+            stored[model.result.task] = model
+            if progress is not None:
+                progress("encoding", len(stored), len(members.checkpoints))
+        in_order = [stored[task] for task in members.checkpoints]
         actions: list[Action] = [
             FamilyAction(family=family, architecture=members.report.digest),
             BasisAction(family=family, revision=1, digest=built.basis.digest, size_bytes=built.size_bytes),
+            *(model.action(family, version=1, revision=1) for model in in_order),
         ]
-        results: list[ModelResult] = []
-        for task, checkpoint in members.checkpoints.items():
-            model = encoding.encode(task, checkpoint, exact=exact)
-            _put_objects(opened.storage, layout.model_prefix(family, model.digest), model.objects)
-            actions.append(_model_action(family, task, model, version=1, revision=1))
-            results.append(encoding.result(task, model, version=1, read=checkpoint.notices))
-            if progress is not None:
-                progress("encoding", len(results), len(members.checkpoints))
+        results = [model.at_version(1) for model in in_order]
 
         def all_actions(state: RegistryState) -> Sequence[Action]:
             _require_new(state, family)
@@ -201,6 +225,7 @@ def build(
             models=tuple(results),
             odd_tensors=dict(members.odd),
             skipped=members.skipped,
+            outliers=dict(members.outliers),
             commit=commit.number,
             step=step_of(built.basis.document.step).value,
             scores=summarise((model.task, score) for model in results for score in model.scores),
@@ -280,7 +305,7 @@ def add(
             judge.settle(basis)
         encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), judge)
         model = encoding.encode(name, source, exact=exact)
-    _put_objects(opened.storage, layout.model_prefix(family, model.digest), model.objects)
+    put_objects(opened.storage, layout.model_prefix(family, model.digest), model.objects)
 
     def actions(state: RegistryState) -> Sequence[Action]:
         _require_spelling(state, family, name)
@@ -333,9 +358,36 @@ def _put_groups(storage: Storage, family: str) -> None:
         put_verified(storage, path, PLAIN_GROUP)
 
 
-def _put_objects(storage: Storage, prefix: str, objects: dict[str, bytes]) -> None:
-    for path, data in objects.items():
-        put_verified(storage, f"{prefix}/{path}", data)
+def _require_reachable(registry: Registry, spec: ExecutorSpec) -> None:
+    """Refuse other processes for a registry that only this one sees."""
+    if not spec.shares_memory and registry.url.startswith("memory://"):
+        raise InvalidInputError(
+            f"a registry in memory ({registry.url}) is seen by this process alone; use the executor threads or serial, "
+            "or a registry on disk",
+            kind="invalid-input/executor",
+        )
+
+
+def _encode_all(
+    members: Members,
+    target: FamilyTarget,
+    fidelity: Fidelity,
+    judge: Judge | None,
+    *,
+    exact: bool,
+    pool: Workers,
+) -> Iterator[StoredModel]:
+    """Encode and store every member, in any order; here and one by one where an evaluation scores them."""
+    if judge is None:
+        jobs = (EncodeJob(members.checkpoints, task, target, fidelity, exact) for task in members.checkpoints)
+        for _, stored in pool.map(encode_and_store, jobs):
+            yield stored
+        return
+    encoding = ModelEncoding(target.basis, fidelity, target.analyses, judge)
+    for task, checkpoint in members.checkpoints.items():
+        model = encoding.encode(task, checkpoint, exact=exact)
+        target.put(model)
+        yield StoredModel.of(encoding.result(task, model, version=1, read=checkpoint.notices), model)
 
 
 def _model_action(family: str, task: str, model: EncodedModel, *, version: int, revision: int) -> ModelAction:

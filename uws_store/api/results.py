@@ -68,6 +68,8 @@ class BuildResult:
         Per task, tensors that differ in shape from the others' and are private.
     skipped : tuple of str
         Members of another architecture that were left out.
+    outliers : dict of str to tuple of str
+        Per task, tensors kept out of the fit because their norm is far beyond the others'.
     commit : int
         The commit that published it.
     step : float
@@ -85,6 +87,7 @@ class BuildResult:
     models: tuple[ModelResult, ...]
     odd_tensors: dict[str, tuple[str, ...]]
     skipped: tuple[str, ...]
+    outliers: dict[str, tuple[str, ...]]
     commit: int
     step: float
     scores: tuple[FamilyScore, ...]

@@ -6,6 +6,7 @@ from uws_store.builder.build import BasisBuilder, BuiltBasis, Progress, build_ba
 from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
 from uws_store.builder.members import Members
 from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity, FidelityKind
+from uws_store.builder.sources import Place, ZooFiles
 
 __all__ = [
     "DEFAULT_FIDELITY",
@@ -16,7 +17,9 @@ __all__ = [
     "Fidelity",
     "FidelityKind",
     "Members",
+    "Place",
     "Progress",
+    "ZooFiles",
     "build_basis",
     "encode_model",
     "encode_within",

@@ -15,9 +15,11 @@ import torch
 from uws_store import layout
 from uws_store.basis import ARRAYS
 from uws_store.builder.fit import TensorFit
-from uws_store.builder.members import Members, TensorSurvey
+from uws_store.builder.members import Members
+from uws_store.builder.survey import TensorSurvey
 from uws_store.canonical import Step
 from uws_store.config import tool_version
+from uws_store.executors import Workers
 from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.basis import BasisDocument, BuildRecord, SideRecord, StepRecord, TensorRecord
 from uws_store.metadata.group import to_group_bytes
@@ -38,6 +40,7 @@ def assemble_basis(
     *,
     step: Step,
     options: tuple[tuple[str, str], ...],
+    workers: Workers | None = None,
 ) -> tuple[BasisDocument, bytes, dict[str, bytes]]:
     """Make the document, the group bytes and the objects of a basis.
 
@@ -89,7 +92,7 @@ def assemble_basis(
         shared=records.get("shared"),
         build=BuildRecord(
             models=len(members.checkpoints),
-            sources=members.sources_digest(),
+            sources=members.sources_digest(workers),
             tool=tool_version(),
             pcodec=version("pcodec"),
             options=options,

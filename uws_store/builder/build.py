@@ -16,10 +16,12 @@ from uws_store import layout
 from uws_store.basis import Basis, step_of
 from uws_store.builder.assemble import assemble_basis
 from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
-from uws_store.builder.fit import TensorFit, fit_tensor
-from uws_store.builder.members import Members, TensorSurvey
+from uws_store.builder.fit import FitJob, TensorFit, fit_tensor
+from uws_store.builder.members import Members
 from uws_store.builder.search import Fidelity, find_step, first_step
+from uws_store.builder.survey import TensorSurvey
 from uws_store.canonical import Step
+from uws_store.executors import Workers, one_thread
 from uws_store.plan import step_shift
 from uws_store.storage import MemoryStorage
 
@@ -77,6 +79,8 @@ class BasisBuilder:
         More of what was asked for, to stand beside it.
     progress : callable, optional
         See :data:`Progress`.
+    workers : Workers, optional
+        Who surveys, fits and digests, tensor by tensor; this thread when absent. The basis is the same.
     """
 
     def __init__(
@@ -87,13 +91,12 @@ class BasisBuilder:
         expect_models: int | None = None,
         options: tuple[tuple[str, str], ...] = (),
         progress: Progress | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self._report: Progress = progress or (lambda _phase, _done, _total: None)
         self._fidelity = fidelity
-        surveys: list[TensorSurvey] = []
-        for survey in members.survey():
-            surveys.append(survey)
-            self._report("reading", len(surveys), len(members.report.majority))
+        workers = workers or Workers()
+        surveys = members.survey(workers, on_done=lambda done, total: self._report("reading", done, total))
         coded = [survey for survey in surveys if survey.mode == "coded"]
         models = max(expect_models or 0, len(members.checkpoints))
         self._parameters = sum(math.prod(survey.shape) for survey in coded)
@@ -101,7 +104,8 @@ class BasisBuilder:
         self._change_energy = sum(survey.change_energy for survey in coded)
         self._zoo = _Zoo(
             members,
-            tuple(surveys),
+            surveys,
+            workers,
             models,
             tuple(_sample(list(members.checkpoints), self._parameters)),
             (("expect-models", str(models)), ("fidelity", str(fidelity)), *options),
@@ -117,6 +121,10 @@ class BasisBuilder:
 
     def build(self) -> BuiltBasis:
         """Make the basis at the fidelity; for ``max-drop``, at the step where its search begins."""
+        with one_thread():
+            return self._build()
+
+    def _build(self) -> BuiltBasis:
         if not self._parameters:
             return self._zoo.assemble([], Step(128, -7))
         if not self.step_matters:
@@ -151,8 +159,9 @@ class BasisBuilder:
         refitted : bool
             Whether they were: models then reconstruct otherwise at every step.
         """
-        refitted = self.step_matters and self._plan_for(step.value)
-        return self._zoo.assemble(self._fits, step), refitted
+        with one_thread():
+            refitted = self.step_matters and self._plan_for(step.value)
+            return self._zoo.assemble(self._fits, step), refitted
 
     def _plan_for(self, step: float) -> bool:
         """Fit for a step, unless the last fit was for one that is near enough."""
@@ -169,15 +178,18 @@ def build_basis(
     fidelity: Fidelity,
     expect_models: int | None = None,
     progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> BuiltBasis:
     """Derive a basis from a zoo: :class:`BasisBuilder` in one call.
 
     Returns
     -------
     BuiltBasis
-        The same zoo and options give the same bytes on one kind of machine.
+        The same zoo and options give the same bytes on one kind of machine, whoever works.
     """
-    return BasisBuilder(members, fidelity=fidelity, expect_models=expect_models, progress=progress).build()
+    return BasisBuilder(
+        members, fidelity=fidelity, expect_models=expect_models, progress=progress, workers=workers
+    ).build()
 
 
 def encode_within(
@@ -238,6 +250,7 @@ class _Zoo:
 
     members: Members
     surveys: tuple[TensorSurvey, ...]
+    workers: Workers
     models: int
     sampled: tuple[str, ...]
     options: tuple[tuple[str, str], ...]
@@ -246,25 +259,27 @@ class _Zoo:
     def fit(self, step: float, report: Progress) -> list[TensorFit]:
         """Fit every coded tensor for a step."""
         coded = [survey for survey in self.surveys if survey.mode == "coded"]
-        fits: list[TensorFit] = []
-        for survey in coded:
-            fits.append(
-                fit_tensor(
-                    self.members,
-                    survey,
-                    step=step,
-                    shift=self.shifts[survey.name],
-                    models=self.models,
-                    sampled=self.sampled,
-                )
+        jobs = (
+            FitJob(
+                self.members.checkpoints,
+                survey,
+                step=step,
+                shift=self.shifts[survey.name],
+                models=self.models,
+                sampled=self.sampled,
             )
+            for survey in coded
+        )
+        fits: dict[int, TensorFit] = {}
+        for index, fit in self.workers.map(fit_tensor, jobs):
+            fits[index] = fit
             report("fitting", len(fits), len(coded))
-        return fits
+        return [fits[index] for index in range(len(coded))]
 
     def assemble(self, fits: Sequence[TensorFit], step: Step) -> BuiltBasis:
         """Put the basis together and open it from its own bytes."""
         document, group, objects = assemble_basis(
-            self.members, self.surveys, fits, step=step, options=self.options
+            self.members, self.surveys, fits, step=step, options=self.options, workers=self.workers
         )
         digest = hashlib.sha256(group).hexdigest()
         storage = MemoryStorage("build")

@@ -8,7 +8,6 @@ nothing.
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,9 +21,17 @@ from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint, TensorInfo
 from uws_store.dtypes import DTYPES
 from uws_store.errors import InvalidInputError
+from uws_store.executors import one_thread
 from uws_store.metadata.basis import StepRecord, TensorRecord
 from uws_store.metadata.group import to_group_bytes
-from uws_store.metadata.model import DigestRecord, ModelDocument, PrivateRecord, ScoreRecord, SourceRecord
+from uws_store.metadata.model import (
+    DigestRecord,
+    ModelDocument,
+    PrivateRecord,
+    ScoreRecord,
+    SourceRecord,
+    relative_error,
+)
 from uws_store.quantize import quantise
 from uws_store.residual import residual_classes, residual_dtype, residual_of, residual_order
 from uws_store.store import EncodedArray, encode_array
@@ -123,13 +130,21 @@ def encode_model(
     UwsError
         What the checkpoint's reader raises.
     """
-    work = _Encoding(
-        basis=basis,
-        checkpoint=checkpoint,
-        step=step or step_of(basis.document.step),
-        exact=exact,
-        analyses=analyses or AnalysisCache(basis),
-    )
+    with one_thread():
+        return _encode(
+            _Encoding(
+                basis=basis,
+                checkpoint=checkpoint,
+                step=step or step_of(basis.document.step),
+                exact=exact,
+                analyses=analyses or AnalysisCache(basis),
+            ),
+            scores,
+        )
+
+
+def _encode(work: _Encoding, scores: tuple[ScoreRecord, ...]) -> EncodedModel:
+    basis, checkpoint = work.basis, work.checkpoint
     for record in basis.document.tensors:
         info = checkpoint.tensors.get(record.name)
         if info is None:
@@ -326,11 +341,6 @@ class _Encoding:
         group = to_group_bytes(document)
         objects[layout.GROUP_PATH] = group
         return EncodedModel(document, hashlib.sha256(group).hexdigest(), objects, tuple(self.notices))
-
-
-def relative_error(error_energy: float, energy: float) -> float:
-    """``||W - W'|| / ||W||`` from sums of squares; the plain norm of the error when W is zero."""
-    return math.sqrt(error_energy / energy) if energy else math.sqrt(error_energy)
 
 
 def _source_metadata(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:

@@ -1,26 +1,44 @@
 """Fitting one tensor's part of a basis: mean, factors, variance profile.
 
-Sees one tensor of all members at a time. Knows nothing about documents or storage.
+Sees one tensor at a time: of all members where these are few enough to be held, else of a spread of members that are
+held and of the others as they go by, each read once. Knows nothing about documents or storage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from uws_store.builder.members import Members, TensorSurvey
+from uws_store.builder.sources import ZooFiles
+from uws_store.builder.survey import TensorSurvey
 from uws_store.builder.transform import Analysis
-from uws_store.plan import Choice, choose_sides, fit_side
+from uws_store.plan import Choice, SideChoice, choose_sides, fit_side
 from uws_store.subspace import (
     PROFILE_UNITS_PER_OCTAVE,
     QuantisedSide,
+    block_extents,
+    block_moments,
+    eigenvectors,
+    quantise_side,
     separable_profile,
     side_from_integers,
 )
 
-__all__ = ["TensorFit", "fit_tensor"]
+__all__ = ["FitJob", "TensorFit", "fit_tensor", "held_members"]
+
+_HELD_ELEMENTS = 1 << 27
+_LEAST_HELD = 8
+
+
+def held_members(numel: int, members: int) -> int:
+    """Count the members whose tensors are held in memory while a tensor is fitted: a GiB of float64, at least eight.
+
+    A constant of the method and not of the machine: how much memory there is must not change a basis.
+    """
+    return min(members, max(_LEAST_HELD, _HELD_ELEMENTS // max(1, numel)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +79,13 @@ class TensorFit:
         return len(self.rows) * len(self.columns)
 
 
-def fit_tensor(
-    members: Members, survey: TensorSurvey, *, step: float, shift: int, models: int, sampled: Iterable[str]
-) -> TensorFit:
-    """Fit one tensor.
+@dataclass(frozen=True, slots=True)
+class FitJob:
+    """One tensor to fit.
 
-    Parameters
+    Attributes
     ----------
-    members : Members
+    files : ZooFiles
         The zoo.
     survey : TensorSurvey
         The tensor, of mode ``coded``.
@@ -78,34 +95,65 @@ def fit_tensor(
         The tensor's step is ``step * 2**-shift``.
     models : int
         Models the basis will serve.
-    sampled : iterable of str
+    sampled : tuple of str
         Tasks whose coefficients are kept.
     """
-    tasks: list[str] = []
-    changes: list[torch.Tensor] = []
-    for task, values in members.values(survey):
-        tasks.append(task)
-        changes.append(values)
+
+    files: ZooFiles
+    survey: TensorSurvey
+    step: float
+    shift: int
+    models: int
+    sampled: tuple[str, ...]
+
+
+def fit_tensor(job: FitJob) -> TensorFit:
+    """Fit one tensor.
+
+    Sums are taken in float64, member by member in the order of the tasks: their relative error is at most the number
+    of members times 2^-53. Moments are taken about the mean of the held members and moved to the mean of all, so that
+    no digits are lost to the common part of the weights.
+    """
+    survey, shift = job.survey, job.shift
+    step = job.step * 2.0**-shift
+    tasks = list(survey.usable)
+    count = held_members(survey.matrix[0] * survey.matrix[1], len(tasks))
+    # The sampled members are among the held: their coefficients are wanted.
+    held = _spread(tasks, count, including=job.sampled)
+    changes = [_matrix(survey, tensor) for _, tensor in job.files.slices(survey.name, held)]
     mean = torch.zeros_like(changes[0])
     for values in changes:
         mean += values
     mean /= len(changes)
     for values in changes:
         values.sub_(mean)
-    choice = choose_sides(changes, step=step * 2.0**-shift, models=models)
-    left = fit_side(changes, choice.candidate.left, side="left")
-    right = fit_side(changes, choice.candidate.right, side="right")
+    choice = choose_sides(changes, step=step, models=job.models)
+    if len(held) == len(tasks):
+        left = fit_side(changes, choice.candidate.left, side="left")
+        right = fit_side(changes, choice.candidate.right, side="right")
+    else:
+        moments = _Moments(survey.matrix, choice.candidate.left, choice.candidate.right)
+        for values in changes:
+            moments.add(values)
+        rest = [task for task in tasks if task not in set(held)]
+        for _, tensor in job.files.slices(survey.name, rest):
+            moments.add(_matrix(survey, tensor).sub_(mean))
+        shifted = moments.centre()
+        left, right = moments.side("left"), moments.side("right")
+        mean += shifted
+        for values in changes:
+            values.sub_(shifted)
     analysis = Analysis(
         side_from_integers(left) if left else None,
         side_from_integers(right) if right else None,
     )
-    wanted = set(sampled)
+    wanted = set(job.sampled)
     samples: dict[str, torch.Tensor] = {}
     variance: torch.Tensor | None = None
-    for task, change in zip(tasks, changes, strict=True):
+    for task, change in zip(held, changes, strict=True):
         coefficients = analysis.coefficients(change)
         squared = coefficients.square()
-        variance = squared if variance is None else variance + squared
+        variance = squared if variance is None else variance.add_(squared)
         if task in wanted:
             samples[task] = (coefficients * 2.0**shift).to(torch.float32)
     assert variance is not None
@@ -113,3 +161,70 @@ def fit_tensor(
     # Classes order integers, and a finer step makes larger ones.
     rows = rows + PROFILE_UNITS_PER_OCTAVE * shift
     return TensorFit(survey, mean, choice, left, right, rows, columns, shift, samples)
+
+
+def _matrix(survey: TensorSurvey, tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor as a real matrix, float64, that may be written into."""
+    return tensor.to(torch.float64, copy=True).reshape(survey.matrix)
+
+
+def _spread(tasks: Sequence[str], count: int, *, including: Sequence[str]) -> list[str]:
+    """Pick members evenly, the sampled ones in any case, in the order of the tasks."""
+    if count >= len(tasks):
+        return list(tasks)
+    picked = {task for task in including if task in set(tasks)}
+    for index in np.linspace(0, len(tasks) - 1, count).round().astype(int):
+        if len(picked) < count:
+            picked.add(tasks[index])
+    return [task for task in tasks if task in picked]
+
+
+class _Moments:
+    """Second moments of the sides that were chosen, and the sum, of changes that go by once.
+
+    Parameters
+    ----------
+    matrix : tuple of int
+        Rows and columns of the tensor.
+    left, right : SideChoice or None
+        What was chosen.
+    """
+
+    def __init__(self, matrix: tuple[int, int], left: SideChoice | None, right: SideChoice | None) -> None:
+        self._choices = {"left": left, "right": right}
+        self._sizes = {"left": matrix[0], "right": matrix[1]}
+        self._moments: dict[str, list[torch.Tensor]] = {}
+        self._total = torch.zeros(matrix, dtype=torch.float64)
+        self._count = 0
+
+    def add(self, change: torch.Tensor) -> None:
+        """Take one member's change about the reference in."""
+        self._total += change
+        self._count += 1
+        for side, choice in self._choices.items():
+            if choice is not None:
+                found = block_moments([change], size=self._sizes[side], block=choice.block, side=side)
+                held = self._moments.setdefault(side, [torch.zeros_like(moment) for moment in found])
+                for moment, own in zip(held, found, strict=True):
+                    moment.add_(own)
+
+    def centre(self) -> torch.Tensor:
+        """Move the moments to the mean of all that went by, and give that mean about the reference."""
+        mean: torch.Tensor = self._total / self._count
+        for side, moments in self._moments.items():
+            choice = self._choices[side]
+            assert choice is not None
+            common = block_moments([mean], size=self._sizes[side], block=choice.block, side=side)
+            for moment, own in zip(moments, common, strict=True):
+                moment.sub_(own * self._count)
+        return mean
+
+    def side(self, side: str) -> QuantisedSide | None:
+        """Make the factor of a side; after :meth:`centre`."""
+        choice = self._choices[side]
+        if choice is None:
+            return None
+        size = self._sizes[side]
+        vectors = [eigenvectors(moment, choice.rank) for moment in self._moments[side]]
+        assert len(vectors) == len(block_extents(size, choice.block))
+        return quantise_side(vectors, size=size, block=choice.block, rank=choice.rank)

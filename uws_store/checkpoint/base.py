@@ -127,8 +127,12 @@ class Checkpoint(ABC):
     def sha256(self) -> str:
         """Compute the SHA-256 of the weight files' bytes, in the order of their names, as 64 hexadecimal digits.
 
-        For one file this is what ``sha256sum`` prints. Costs one pass over the files.
+        For one file this is what ``sha256sum`` prints. The first call costs one pass over the files.
         """
+
+    def identity(self) -> str:
+        """Tell one state of the weight files from another, without reading them: the same on every machine."""
+        return f"{self.source} {self.file_size_bytes}"
 
     @abstractmethod
     def close(self) -> None:

@@ -82,6 +82,7 @@ class _FileCheckpoint(Checkpoint):
     def __init__(self, source: str, files: list[WeightFile], parts: Parts) -> None:
         self.source = source
         self._files = files
+        self._sha256: str | None = None
         places = _places(files, source=source)
         _check_index(places, parts, source=source)
         _check_names(places, source=source)
@@ -111,10 +112,20 @@ class _FileCheckpoint(Checkpoint):
         return file.read_rows(info, start, stop)
 
     def sha256(self) -> str:
-        digest = hashlib.sha256()
-        for file in self._files:
-            file.update_digest(digest)
-        return digest.hexdigest()
+        if self._sha256 is None:
+            digest = hashlib.sha256()
+            for file in self._files:
+                file.update_digest(digest)
+            self._sha256 = digest.hexdigest()
+        else:
+            for file in self._files:
+                file.check_unchanged()
+        return self._sha256
+
+    def identity(self) -> str:
+        return " ".join(
+            f"{file.path.name} {file.stamp.size_bytes} {file.stamp.changed_ns}" for file in self._files
+        )
 
     def close(self) -> None:
         for file in self._files:

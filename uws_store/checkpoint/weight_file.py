@@ -111,7 +111,7 @@ class WeightFile(ABC):
         with file_errors(self.path), self.path.open("rb", buffering=0) as file:
             while count := file.readinto(block):
                 digest.update(memoryview(block)[:count])
-        self._check_unchanged()
+        self.check_unchanged()
 
     def close(self) -> None:
         """Let go of the file; closing twice is fine."""
@@ -122,9 +122,10 @@ class WeightFile(ABC):
     def _check_ready(self) -> None:
         if not self._is_open:
             raise InvalidInputError(f"{self.path} was closed and cannot be read", kind="invalid-input/closed")
-        self._check_unchanged()
+        self.check_unchanged()
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
+        """Refuse a file that is not as it was when it was opened (kind ``invalid-input/checkpoint-changed``)."""
         # Weights of one file and the digest of another must never stand in one record.
         if FileStamp.of(self.path) != self.stamp:
             raise InvalidInputError(

@@ -48,6 +48,8 @@ def run_build(
     exact: bool,
     expect_models: int | None,
     skip_mismatched: bool,
+    executor: str | None,
+    workers: int | None,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - the API's own options
@@ -66,6 +68,8 @@ def run_build(
             exact=exact,
             expect_models=expect_models,
             skip_mismatched=skip_mismatched,
+            executor=executor,
+            workers=workers,
             progress=report,
             **evaluation,
         )
@@ -190,6 +194,10 @@ def _tell_left_out(result: BuildResult, output: Output) -> None:
         "of the checkpoints", _grouped([pair for pair in kept if (pair[0], _tensor_of(pair[1])) not in known])
     )
     output.notices("skipped, of another architecture", result.skipped)
+    output.notices(
+        "of a norm far beyond the others', kept out of the fit",
+        _grouped([(task, tensor) for task, tensors in result.outliers.items() for tensor in tensors]),
+    )
     source = sum(model.source_bytes for model in result.models)
     stored = result.basis_bytes + sum(model.compact_bytes for model in result.models)
     if stored >= source:

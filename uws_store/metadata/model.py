@@ -28,10 +28,16 @@ __all__ = [
     "PrivateRecord",
     "ScoreRecord",
     "SourceRecord",
+    "relative_error",
 ]
 
 LEAF_BYTES = 8
 """Bytes kept of each tensor's SHA-256; the root covers them whole."""
+
+
+def relative_error(error_energy: float, energy: float) -> float:
+    """``||W - W'|| / ||W||`` from sums of squares, as records state it; the plain norm of the error when W is zero."""
+    return math.sqrt(error_energy / energy) if energy else math.sqrt(error_energy)
 
 
 def _packed(text: str, what: str) -> bytes:

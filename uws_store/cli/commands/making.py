@@ -10,6 +10,7 @@ import click
 from uws_store.cli.command import Example, command
 from uws_store.cli.evaluation import evaluation_options
 from uws_store.cli.output import Output
+from uws_store.cli.work import work_options
 
 __all__ = ["add", "build", "init"]
 
@@ -88,6 +89,7 @@ def init(*, url: str | None, output: Output, registry: str | None) -> None:
     is_flag=True,
     help="Leave out members of another architecture; without it they are refused.",
 )
+@work_options
 def build(
     *,
     zoo: str,
@@ -100,6 +102,8 @@ def build(
     exact: bool,
     expect_models: int | None,
     skip_mismatched: bool,
+    executor: str | None,
+    workers: int | None,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - see evaluation_options
@@ -126,6 +130,8 @@ def build(
         exact=exact,
         expect_models=expect_models,
         skip_mismatched=skip_mismatched,
+        executor=executor,
+        workers=workers,
         output=output,
         registry=registry,
         **evaluation,

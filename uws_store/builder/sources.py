@@ -1,0 +1,147 @@
+"""The checkpoints of a zoo as one mapping that can be sent to other processes, and slices of one tensor over it.
+
+Owns which slices stay in memory between the passes, and reading the next slice while the last one is at work. Must
+not know what is computed from them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from uws_store.checkpoint import Checkpoint, open_checkpoint
+from uws_store.errors import InvalidInputError
+
+__all__ = ["Place", "ZooFiles"]
+
+_OPEN_AT_ONCE = 256
+_WORTH_AHEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a member is, and in which state its files were when the zoo was opened.
+
+    Attributes
+    ----------
+    task : str
+        Its name.
+    path : str
+        What opens it.
+    identity : str
+        As of :meth:`uws_store.checkpoint.Checkpoint.identity`.
+    """
+
+    task: str
+    path: str
+    identity: str
+
+
+class ZooFiles(Mapping[str, Checkpoint]):
+    """Checkpoints by task.
+
+    Sent to another process it carries the places alone; each checkpoint is opened there when it is first read, and
+    must be in the state it was in here.
+
+    Parameters
+    ----------
+    places : sequence of Place
+        In the order of the tasks.
+    opened : mapping of str to Checkpoint, optional
+        Those that are open here. Whoever opened them closes them.
+    """
+
+    def __init__(self, places: Sequence[Place], opened: Mapping[str, Checkpoint] | None = None) -> None:
+        self.places = {place.task: place for place in places}
+        self._opened = dict(opened or {})
+        self._kept: dict[tuple[str, str], torch.Tensor] = {}
+        self._room_bytes = 0
+        self._lock = threading.Lock()
+
+    def __getitem__(self, task: str) -> Checkpoint:
+        found = self._opened.get(task)
+        return found if found is not None else _opened_here(self.places[task])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __reduce__(self) -> tuple[type[ZooFiles], tuple[tuple[Place, ...]]]:
+        return ZooFiles, (tuple(self.places.values()),)
+
+    def keep_up_to(self, size_bytes: int) -> None:
+        """Keep slices in memory as they are read, up to a size; a size of 0 drops those that are kept."""
+        with self._lock:
+            self._room_bytes = max(0, size_bytes)
+            if not self._room_bytes:
+                self._kept.clear()
+            self._room_bytes -= sum(slice_.nbytes for slice_ in self._kept.values())
+
+    def slices(self, name: str, tasks: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Read a tensor of several members, in the order of the tasks, each while the one before is at work.
+
+        Yields
+        ------
+        task : str
+            The member.
+        tensor : torch.Tensor
+            As it is stored; nobody may write into it.
+        """
+        tasks = list(tasks)
+        if not tasks:
+            return
+        if (tasks[0], name) in self._kept or self[tasks[0]].tensors[name].size_bytes < _WORTH_AHEAD_BYTES:
+            for task in tasks:
+                yield task, self._read(task, name)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._read, tasks[0], name)
+            for task, following in zip(tasks, [*tasks[1:], None], strict=True):
+                tensor = coming.result()
+                if following is not None:
+                    coming = reader.submit(self._read, following, name)
+                yield task, tensor
+                del tensor
+
+    def _read(self, task: str, name: str) -> torch.Tensor:
+        kept = self._kept.get((task, name))
+        if kept is not None:
+            return kept
+        tensor = self[task].read(name)
+        with self._lock:
+            if tensor.nbytes <= self._room_bytes and (task, name) not in self._kept:
+                self._room_bytes -= tensor.nbytes
+                self._kept[task, name] = tensor
+        return tensor
+
+
+_HERE: OrderedDict[Place, Checkpoint] = OrderedDict()
+_HERE_LOCK = threading.Lock()
+
+
+def _opened_here(place: Place) -> Checkpoint:
+    """Open a checkpoint in a worker's process and keep it open, with the last few hundred others."""
+    with _HERE_LOCK:
+        found = _HERE.get(place)
+        if found is not None:
+            _HERE.move_to_end(place)
+            return found
+    found = open_checkpoint(place.path)
+    if found.identity() != place.identity:
+        found.close()
+        raise InvalidInputError(
+            f"{place.path} was changed since the build began; do not write to a zoo that is being read, and try again",
+            kind="invalid-input/checkpoint-changed",
+        )
+    with _HERE_LOCK:
+        _HERE[place] = found
+        while len(_HERE) > _OPEN_AT_ONCE:
+            _HERE.popitem(last=False)[1].close()
+    return found

@@ -1,0 +1,163 @@
+"""What one pass over the members finds out about a tensor, before any number is fitted.
+
+Sees one tensor of all members at a time. Must not know which other tensors there are: ties are found by whoever has
+all surveys.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from uws_store.builder.sources import ZooFiles
+from uws_store.dtypes import DTYPES
+from uws_store.tensor_bytes import digest_of
+
+__all__ = ["SurveyJob", "Surveyed", "TensorSurvey", "is_statistic", "survey_tensor"]
+
+_STATISTICS = (
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    "moving_mean",
+    "moving_variance",
+    "moving_var",
+)
+_OUTLIER_RATIO = 100.0
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is a normalisation statistic, which no lossy tier may touch: a variance must stay positive."""
+    return name.rsplit(".", 1)[-1] in _STATISTICS
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSurvey:
+    """What one pass over the members found out about a tensor.
+
+    Attributes
+    ----------
+    name, shape
+        From the majority's signature.
+    dtype : str
+        The most frequent dtype.
+    mode : {"coded", "shared", "private", "tied"}
+        How it will be stored.
+    tied_to : str or None
+        For ``tied``.
+    usable : tuple of str
+        Tasks whose tensor takes part in the fit.
+    energy, change_energy : float
+        Mean over the usable members of the sum of squares, of the tensor and of its change about the mean.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    mode: str
+    tied_to: str | None
+    usable: tuple[str, ...]
+    energy: float = 0.0
+    change_energy: float = 0.0
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The tensor as a matrix, as :attr:`uws_store.metadata.basis.TensorRecord.matrix` has it."""
+        rows = self.shape[0] if len(self.shape) > 1 else 1
+        return rows, math.prod(self.shape) // rows if rows else 0
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyJob:
+    """One tensor to survey."""
+
+    files: ZooFiles
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """A survey, and what is needed to see it among the others.
+
+    Attributes
+    ----------
+    survey : TensorSurvey
+        Not yet held against the other tensors: its mode is not ``tied``.
+    digests : dict of str to bytes
+        Task to SHA-256 of the tensor's bytes and its dtype's name, where the shape is the majority's.
+    outliers : tuple of str
+        Tasks kept out of the fit for their norm.
+    """
+
+    survey: TensorSurvey
+    digests: dict[str, bytes]
+    outliers: tuple[str, ...]
+
+
+def survey_tensor(job: SurveyJob) -> Surveyed:
+    """Classify one tensor, reading it once from each member (twice when a member's norm is far beyond the others')."""
+    files, name, shape = job.files, job.name, job.shape
+    infos = {task: info for task in files if (info := files[task].tensors.get(name)) is not None}
+    same_shape = [task for task, info in infos.items() if info.shape == shape]
+    energies: dict[str, float] = {}
+    digests: dict[str, bytes] = {}
+    total: torch.Tensor | None = None
+    for task, tensor in files.slices(name, same_shape):
+        dtype = infos[task].dtype
+        digests[task] = digest_of(tensor) + dtype.name.encode()
+        if not dtype.is_float:
+            continue
+        values = tensor.to(torch.float64)
+        energy = float(values.square().sum())
+        # Squares of finite numbers can be beyond float64, and then only by a member nobody wants in a mean.
+        if math.isfinite(energy) or bool(torch.isfinite(values).all()):
+            if total is None:
+                total = values.clone() if values is tensor else values
+            else:
+                total += values
+            energies[task] = energy
+    outliers = _outliers(energies)
+    for task in outliers:
+        del energies[task]
+        total = None
+    usable = tuple(energies)
+    if total is None and usable:
+        # Summed anew: an outlier cannot be taken back out of a sum that it has swallowed.
+        total = functools.reduce(
+            torch.add, (tensor.to(torch.float64) for _, tensor in files.slices(name, usable))
+        )
+    dtypes = [info.dtype.name for info in infos.values()]
+    most = max(sorted(set(dtypes)), key=dtypes.count)
+    everywhere = len(digests) == len(files)
+    if everywhere and len(set(digests.values())) == 1:
+        mode = "shared"
+    elif (
+        is_statistic(name)
+        or len(usable) < 2
+        or 2 * len(digests) < len(files)
+        or not DTYPES[most].is_float
+        or 0 in shape
+    ):
+        mode = "private"
+    else:
+        mode = "coded"
+    if total is None:
+        return Surveyed(TensorSurvey(name, shape, most, mode, None, usable), digests, tuple(outliers))
+    mean_energy = sum(energies.values()) / len(usable)
+    change_energy = max(0.0, mean_energy - float((total / len(usable)).square().sum()))
+    survey = TensorSurvey(name, shape, most, mode, None, usable, mean_energy, change_energy)
+    return Surveyed(survey, digests, tuple(outliers))
+
+
+def _outliers(energies: Mapping[str, float]) -> list[str]:
+    """Tasks whose norm is a hundred times the median: one such member would be all there is in a mean and a basis."""
+    if len(energies) < 3:
+        return []
+    limit = _OUTLIER_RATIO**2 * statistics.median(energies.values())
+    return [task for task, energy in energies.items() if energy > limit > 0.0]

@@ -1,0 +1,31 @@
+"""The options of commands that do much work: where it runs. Must not know what the work is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+__all__ = ["work_options"]
+
+
+def work_options(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--executor`` and ``--workers``."""
+    options = (
+        click.option(
+            "--executor",
+            metavar="NAME",
+            help="Where the work runs: threads, serial, processes, dask (a cluster on this machine) or dask://HOST:PORT. "
+            "The stored bytes do not depend on it. Default: threads.",
+        ),
+        click.option(
+            "--workers",
+            type=int,
+            metavar="COUNT",
+            help="Pieces of work that run at once. Default: the cores at hand.",
+        ),
+    )
+    for option in reversed(options):
+        body = option(body)
+    return body

@@ -78,6 +78,15 @@ def test_zarr_opens_the_arrays(tmp_path_factory: pytest.TempPathFactory) -> None
     assert np.array_equal(np.asarray(opened[:]), values)
 
 
+def test_zarr_opens_pages_of_several_sizes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.integers(-900, 900, 9000), random.integers(-1, 2, 41_000)]).astype(np.int32)
+    assert len(page_sizes(values[:30_000])) > 1
+    for path, data in encode_array(values, chunk=30_000, page=4096).objects.items():
+        LocalStorage(tmp_path).put_if_absent(f"core/{path}", data)
+    assert np.array_equal(np.asarray(zarr.open_array(str(tmp_path / "core"), mode="r")[:]), values)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_chunks_of_zeros_are_stored(dtype: str) -> None:
     array = encode_array(np.zeros(500, dtype), chunk=50, page=None if dtype == "uint8" else 256)

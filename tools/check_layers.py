@@ -23,6 +23,7 @@ FLOORS: Mapping[str, int] = {
     "config": 1,
     "dtypes": 1,
     "names": 1,
+    "pages": 1,
     "architecture": 2,
     "canonical": 2,
     "entropy": 2,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, standalone
 
 from uws_store.errors import FormatError
+from uws_store.pages import page_sizes
 
 __all__ = ["decode_integers", "encode_integers", "ideal_bits", "significance_order"]
 
@@ -44,13 +45,28 @@ def significance_order(
     return np.argsort(np.negative(classes), kind="stable")
 
 
-def encode_integers(values: Integers, *, page: int, level: int = 8) -> bytes:
-    """Compress a 1-D integer array (16, 32 or 64 bits wide) as one standalone PCodec stream."""
+def encode_integers(values: Integers, *, page: int | None = None, level: int = 8) -> bytes:
+    """Compress a 1-D integer array (16, 32 or 64 bits wide) as one standalone PCodec stream.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        The integers.
+    page : int, optional
+        Cut into equal pages of at most so many; by default where :func:`uws_store.pages.page_sizes` says.
+    level : int
+        Effort, 0 to 12.
+    """
+    paging = (
+        PagingSpec.exact_page_sizes(page_sizes(values))
+        if page is None and len(values)
+        else PagingSpec.equal_pages_up_to(page or 1 << 14)
+    )
     config = ChunkConfig(
         compression_level=level,
         delta_spec=DeltaSpec.none(),
         mode_spec=ModeSpec.classic(),
-        paging_spec=PagingSpec.equal_pages_up_to(page),
+        paging_spec=paging,
     )
     return bytes(standalone.simple_compress(np.ascontiguousarray(values), config))
 

@@ -1,8 +1,9 @@
 """Typed reads and writes of the packed Zarr arrays, with digests.
 
-Owns the step between numbers and stored objects. Arrays are written by zarr-python and read by ranges here: a
-reader must know how many requests it makes, must allocate nothing that a file merely claims, and must treat a
-missing chunk as an error and never as zeros. Knows nothing about models, bases or names.
+Owns the step between numbers and stored objects. Bytes are written by zarr-python; integers are put
+into shards here, since their pages follow the numbers. Arrays are read by ranges here: a reader must know how many
+requests it makes, must allocate nothing that a file merely claims, and must treat a missing chunk as an error and
+never as zeros. Knows nothing about models, bases or names.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import struct
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,7 @@ from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
 from uws_store import layout
-from uws_store.entropy import decode_integers
+from uws_store.entropy import decode_integers, encode_integers
 from uws_store.errors import FormatError, NotFoundError, StorageError
 from uws_store.metadata.arrays import SHARD_CHUNKS, ArrayRecord, ObjectRecord
 from uws_store.storage import Storage
@@ -55,7 +57,7 @@ class EncodedArray:
 
 
 def encode_array(values: Array, *, chunk: int, page: int | None) -> EncodedArray:
-    """Encode a 1-D array through zarr-python.
+    """Encode a 1-D array as the chunks and shards of a Zarr array.
 
     Parameters
     ----------
@@ -64,7 +66,8 @@ def encode_array(values: Array, *, chunk: int, page: int | None) -> EncodedArray
     chunk : int
         Elements of an inner chunk; cut to the array's length.
     page : int or None
-        Integers of a PCodec page; None stores bytes as they are.
+        Integers of a PCodec page, for the metadata: what other writers would take; pages are cut where the integers
+        change. None stores bytes as they are.
     """
     chunk = min(chunk, len(values))
     chunks = -(-len(values) // chunk)
@@ -77,19 +80,45 @@ def encode_array(values: Array, *, chunk: int, page: int | None) -> EncodedArray
         shards=(blank,) * -(-chunks // SHARD_CHUNKS),
     )
     metadata = layout.array_metadata(draft)
+    shards = _zarr_shards(values, metadata) if page is None else _integer_shards(values, chunk)
+    objects: dict[str, bytes] = {}
+    records: list[ObjectRecord] = []
+    for index, data in enumerate(shards):
+        objects[f"c/{index}"] = data
+        records.append(ObjectRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest()))
+    objects[layout.GROUP_PATH] = metadata
+    return EncodedArray(draft.model_copy(update={"shards": tuple(records)}), objects)
+
+
+def _zarr_shards(values: Array, metadata: bytes) -> Iterator[bytes]:
+    """Let zarr-python write an array of bytes."""
     held: dict[str, Any] = {layout.GROUP_PATH: cpu.Buffer.from_bytes(metadata)}
     # All-zero chunks are written too: an absent chunk must always mean damage.
     # (open_array takes the same option and ignores it for an array that exists, seen in zarr 3.1.6.)
     array = zarr.open_array(MemoryStore(held), mode="r+").with_config({"write_empty_chunks": True})
     array[:] = values
-    objects: dict[str, bytes] = {}
-    records: list[ObjectRecord] = []
-    for index in range(len(draft.shards)):
-        data = bytes(held[f"c/{index}"].to_bytes())
-        objects[f"c/{index}"] = data
-        records.append(ObjectRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest()))
-    objects[layout.GROUP_PATH] = metadata
-    return EncodedArray(draft.model_copy(update={"shards": tuple(records)}), objects)
+    for index in range(len(held) - 1):
+        yield bytes(held[f"c/{index}"].to_bytes())
+
+
+def _integer_shards(values: Array, chunk: int) -> Iterator[bytes]:
+    """Write shards of integers as zarr-python would, but for the pages: its codec knows only pages of one size."""
+    chunks = -(-len(values) // chunk)
+    for first in range(0, chunks, SHARD_CHUNKS):
+        held = range(first, min(first + SHARD_CHUNKS, chunks))
+        index = np.full((min(chunks, SHARD_CHUNKS), 2), _MISSING, "<u8")
+        payloads: list[bytes] = []
+        at = 0
+        for slot, position in enumerate(held):
+            part = values[position * chunk : (position + 1) * chunk]
+            if len(part) < chunk:
+                part = np.concatenate([part, np.zeros(chunk - len(part), values.dtype)])
+            stream = encode_integers(part, level=layout.PCODEC_LEVEL)
+            payloads += [stream, _CRC.pack(google_crc32c.value(stream))]
+            index[slot] = at, len(stream) + _CRC.size
+            at += len(stream) + _CRC.size
+        tail = index.tobytes()
+        yield b"".join([*payloads, tail, _CRC.pack(google_crc32c.value(tail))])
 
 
 def put_verified(storage: Storage, path: str, data: bytes) -> None:

@@ -236,7 +236,7 @@ def smallest_stream(values: Sequence[Tensor] | npt.NDArray[np.integer]) -> bytes
     )
     data = narrow.tobytes()
     wide: npt.NDArray[np.integer] = narrow.astype(np.int16) if narrow.itemsize == 1 else narrow
-    streams = [encode_integers(wide, page=1 << 18), bz2.compress(data, 9)]
+    streams = [encode_integers(wide), bz2.compress(data, 9)]
     if values.size <= _LARGE_STREAM:
         streams += [bytes(Zstd(level=19).encode(data)), lzma.compress(data, preset=9)]
     return b"\0" + min(streams, key=len)

@@ -109,7 +109,7 @@ def _coding(bits: float, *, repeats: int, quick: bool) -> list[SpeedRow]:
     chunk = layout.core_chunk_for(count)
     page = layout.page_for(chunk)
     pieces = [core[start : start + chunk] for start in range(0, count, chunk)]
-    streams = [encode_integers(piece, page=page) for piece in pieces]
+    streams = [encode_integers(piece) for piece in pieces]
     array = encode_array(core, chunk=chunk, page=page)
     storage = MemoryStorage("speed")
     for path, data in array.objects.items():
@@ -123,7 +123,7 @@ def _coding(bits: float, *, repeats: int, quick: bool) -> list[SpeedRow]:
 
     taken = _medians(
         {
-            "in alone": lambda: [encode_integers(piece, page=page) for piece in pieces],
+            "in alone": lambda: [encode_integers(piece) for piece in pieces],
             "in": lambda: encode_array(core, chunk=chunk, page=page),
             "out alone": decode,
             "out": reader.read,
@@ -159,7 +159,7 @@ def _sorted_core(rows: int, columns: int, bits: float) -> npt.NDArray[np.int32]:
     for _ in range(20):
         step = math.sqrt(low * high)
         whole = quantise(real, step).to(torch.int32).numpy()
-        taken = 8 * len(encode_integers(whole, page=1 << 14)) / len(whole)
+        taken = 8 * len(encode_integers(whole)) / len(whole)
         low, high = (step, high) if taken > bits else (low, step)
         if abs(taken - bits) < 0.02 * bits:
             break

@@ -14,7 +14,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from uws_store import layout
 from uws_store.builder.fit import TensorFit
 from uws_store.entropy import encode_integers, significance_order
 from uws_store.errors import FidelityError, InvalidInputError
@@ -162,7 +161,6 @@ def _scorer(
 ) -> Callable[[float], float]:
     tasks = sorted(set.intersection(*(set(fit.samples) for fit in fits)))
     order = significance_order([(fit.rows.numpy(), fit.columns.numpy()) for fit in fits])
-    page = layout.page_for(len(order))
     parameters = sum(math.prod(fit.survey.shape) for fit in fits)
     if fidelity.kind == "bits":
 
@@ -172,7 +170,7 @@ def _scorer(
                 whole = np.concatenate(
                     [quantise(fit.samples[task], step).reshape(-1).to(torch.int32).numpy() for fit in fits]
                 )
-                total += 8 * (len(encode_integers(whole[order], page=page)) + overhead_bytes) / parameters
+                total += 8 * (len(encode_integers(whole[order])) + overhead_bytes) / parameters
             return fidelity.value - total / len(tasks)
 
         return bits

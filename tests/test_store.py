@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from storage_support import CountingStorage
 
 from uws_store import layout
 from uws_store.errors import FormatError, StorageError
+from uws_store.pages import page_sizes
 from uws_store.storage import LocalStorage, MemoryStorage
 from uws_store.store import ArrayReader, EncodedArray, encode_array, put_verified
 
@@ -80,7 +82,9 @@ def test_zarr_opens_the_arrays(tmp_path_factory: pytest.TempPathFactory) -> None
 
 def test_zarr_opens_pages_of_several_sizes(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    values = np.concatenate([random.integers(-900, 900, 9000), random.integers(-1, 2, 41_000)]).astype(np.int32)
+    values = np.concatenate([random.integers(-900, 900, 9000), random.integers(-1, 2, 41_000)]).astype(
+        np.int32
+    )
     assert len(page_sizes(values[:30_000])) > 1
     for path, data in encode_array(values, chunk=30_000, page=4096).objects.items():
         LocalStorage(tmp_path).put_if_absent(f"core/{path}", data)

@@ -45,7 +45,9 @@ def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
         return [count] if count else []
     symbols, extra_bits = _symbols(values)
     index = np.arange(count) // piece * _WIDTH + symbols
-    histograms = list(np.bincount(index, minlength=pieces * _WIDTH).reshape(pieces, _WIDTH).astype(np.float64))
+    histograms = list(
+        np.bincount(index, minlength=pieces * _WIDTH).reshape(pieces, _WIDTH).astype(np.float64)
+    )
     sizes = [piece] * (pieces - 1) + [count - piece * (pieces - 1)]
     costs = [_cost(histogram, extra_bits) for histogram in histograms]
     gains = [_gain(histograms, costs, at, extra_bits) for at in range(pieces - 1)]

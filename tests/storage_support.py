@@ -115,6 +115,11 @@ class FaultyStorage(CountingStorage):
             raise StorageError("the connection is down", kind="storage/io")
         return super().size(path)
 
+    def read_at_most(self, path: str, limit_bytes: int) -> bytes | None:
+        if self.unreadable:
+            raise StorageError("the connection is down", kind="storage/io")
+        return super().read_at_most(path, limit_bytes)
+
 
 def lose_the_answer(storage: Storage, path: str, data: bytes) -> bool:
     """The object is created, and the connection breaks before the answer."""

@@ -5,8 +5,26 @@ Names are resolved and parts joined here; the command line and the package root 
 
 from __future__ import annotations
 
+from uws_store.api.comparing import DiffResult, diff
 from uws_store.api.family import Family, load_model, open_family, open_registry
-from uws_store.api.inspect import FamilySummary, ModelSummary, is_model, list_families, list_models, show
+from uws_store.api.inspect import (
+    FamilySummary,
+    Lineage,
+    ModelSummary,
+    is_model,
+    list_families,
+    list_models,
+    show,
+)
+from uws_store.api.names import (
+    AliasResult,
+    DeleteResult,
+    LogEntry,
+    delete,
+    history,
+    remove_alias,
+    set_alias,
+)
 from uws_store.api.publish import add, build
 from uws_store.api.restore import ExportResult, export, file_name_of
 from uws_store.api.results import AddResult, BuildResult, ModelResult
@@ -14,24 +32,34 @@ from uws_store.api.verification import ModelVerdict, VerifyResult, verify
 
 __all__ = [
     "AddResult",
+    "AliasResult",
     "BuildResult",
+    "DeleteResult",
+    "DiffResult",
     "ExportResult",
     "Family",
     "FamilySummary",
+    "Lineage",
+    "LogEntry",
     "ModelResult",
     "ModelSummary",
     "ModelVerdict",
     "VerifyResult",
     "add",
     "build",
+    "delete",
+    "diff",
     "export",
     "file_name_of",
+    "history",
     "is_model",
     "list_families",
     "list_models",
     "load_model",
     "open_family",
     "open_registry",
+    "remove_alias",
+    "set_alias",
     "show",
     "verify",
 ]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uws_store import layout
 from uws_store.api.family import open_family, open_registry
+from uws_store.api.where import parse_condition, select
+from uws_store.basis import Basis
 from uws_store.errors import NotFoundError
 from uws_store.fidelity import ModelScore
+from uws_store.metadata.model import ModelDocument
 from uws_store.model import read_document
-from uws_store.registry import FamilyState, ModelEntry, Registry
+from uws_store.registry import FamilyState, ModelEntry, Registry, TaskState
 
-__all__ = ["FamilySummary", "ModelSummary", "is_model", "list_families", "list_models", "show"]
+__all__ = ["FamilySummary", "Lineage", "ModelSummary", "is_model", "list_families", "list_models", "show"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,44 @@ class FamilySummary:
     basis_revision: int
     basis_bytes: int
     models_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a model comes from.
+
+    Attributes
+    ----------
+    source_sha256 : str
+        Digest of the checkpoint.
+    source_metadata : tuple of (str, str)
+        What the checkpoint said of itself: licence, base model and the like.
+    basis_digest : str
+        The basis its numbers are in.
+    basis_sources : str
+        One digest over all checkpoints that the basis was built from.
+    basis_models : int
+        How many these are.
+    basis_tool, basis_pcodec : str
+        What built the basis.
+    basis_options : tuple of (str, str)
+        The options of that build.
+    commit : int
+        The commit that published the model.
+    aliases : tuple of str
+        The aliases that stand for it now.
+    """
+
+    source_sha256: str
+    source_metadata: tuple[tuple[str, str], ...]
+    basis_digest: str
+    basis_sources: str
+    basis_models: int
+    basis_tool: str
+    basis_pcodec: str
+    basis_options: tuple[tuple[str, str], ...]
+    commit: int
+    aliases: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +111,8 @@ class ModelSummary:
         When, by the publisher's clock.
     digest : str
         Its name in the store.
+    lineage : Lineage
+        Where it comes from.
     """
 
     family: str
@@ -87,6 +131,7 @@ class ModelSummary:
     scores: tuple[ModelScore, ...]
     published: str
     digest: str
+    lineage: Lineage
 
 
 def list_families(*, registry: str | Registry | None = None) -> tuple[FamilySummary, ...]:
@@ -95,15 +140,28 @@ def list_families(*, registry: str | Registry | None = None) -> tuple[FamilySumm
     return tuple(_summary(state.families[name]) for name in sorted(state.families))
 
 
-def list_models(pattern: str = "*", *, registry: str | Registry | None = None) -> tuple[ModelEntry, ...]:
+def list_models(
+    pattern: str = "*", *, where: Sequence[str] = (), registry: str | Registry | None = None
+) -> tuple[ModelEntry, ...]:
     """List the newest version of every task whose ``family/task`` or family matches a shell pattern.
 
     Parameters
     ----------
     pattern : str
         For example ``"vit*"`` or ``"vit-digits/task-0?"``.
+    where : sequence of str
+        Conditions on what is recorded, all of which must hold: ``"dtype=F32"``, ``"licence=mit"`` (the source's
+        metadata), ``"rel_error<=0.05"``, ``"score.accuracy>=0.9"``; see :class:`uws_store.api.where.Condition`.
+        Costs one request per model, or none where the log alone decides.
+
+    Raises
+    ------
+    InvalidInputError
+        A condition cannot be read (``invalid-input/where``).
     """
-    state = open_registry(registry).state()
+    conditions = [parse_condition(text) for text in where]
+    opened = open_registry(registry)
+    state = opened.state()
     found: list[ModelEntry] = []
     for family in sorted(state.families):
         for task in sorted(state.families[family].tasks):
@@ -112,7 +170,7 @@ def list_models(pattern: str = "*", *, registry: str | Registry | None = None) -
                 fnmatch.fnmatchcase(family, pattern) or fnmatch.fnmatchcase(f"{family}/{task}", pattern)
             ):
                 found.append(entry)
-    return tuple(found)
+    return tuple(select(opened, found, conditions))
 
 
 def is_model(family: str, task: str, *, registry: str | Registry | None = None) -> bool:
@@ -139,7 +197,7 @@ def show(
     Returns
     -------
     FamilySummary, tuple of ModelSummary
-        Costs two requests per model.
+        Costs one request per model.
     """
     opened = open_family(family, registry=registry)
     state = opened.registry.state(refresh=False).family(family)
@@ -180,9 +238,26 @@ def show(
                 scores=tuple(ModelScore.of(record) for record in document.scores),
                 published=entry.time,
                 digest=entry.digest,
+                lineage=_lineage(entry, document, basis, state.tasks[entry.task]),
             )
         )
     return _summary(state), tuple(models)
+
+
+def _lineage(entry: ModelEntry, document: ModelDocument, basis: Basis, task: TaskState) -> Lineage:
+    build = basis.document.build
+    return Lineage(
+        source_sha256=document.source.sha256,
+        source_metadata=document.source.metadata,
+        basis_digest=entry.basis_digest,
+        basis_sources=build.sources,
+        basis_models=build.models,
+        basis_tool=build.tool,
+        basis_pcodec=build.pcodec,
+        basis_options=build.options,
+        commit=entry.commit,
+        aliases=tuple(sorted(alias for alias, version in task.aliases.items() if version == entry.version)),
+    )
 
 
 def _summary(state: FamilyState) -> FamilySummary:

@@ -19,7 +19,7 @@ from uws_store.basis.table import Group, lay_out, shared_offsets, side_extent
 from uws_store.basis.tensor import TensorBasis
 from uws_store.canonical import Side, Step
 from uws_store.entropy import significance_order
-from uws_store.errors import FormatError, NotFoundError
+from uws_store.errors import FormatError
 from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.basis import BasisDocument, SideRecord, StepRecord, TensorRecord
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
@@ -71,7 +71,7 @@ class Basis:
 
     @classmethod
     def open(cls, storage: Storage, prefix: str, *, digest: str) -> Basis:
-        """Open a stored basis: two requests, for the size of its document and for the document.
+        """Open a stored basis: one request.
 
         Raises
         ------
@@ -80,15 +80,9 @@ class Basis:
         """
         where = f"{storage.url}/{prefix}/{layout.GROUP_PATH}"
         path = f"{prefix}/{layout.GROUP_PATH}"
-        size = storage.size(path)
-        if size is not None and size > max_group_bytes(BasisDocument):
-            raise FormatError(
-                f"{where}: {size} bytes are too many for a basis's document", kind="format/size"
-            )
-        try:
-            data = storage.read(path, start=0, end=size)
-        except NotFoundError as error:
-            raise FormatError(f"{where}: the basis is missing", kind="format/missing-object") from error
+        data = storage.read_at_most(path, max_group_bytes(BasisDocument))
+        if data is None:
+            raise FormatError(f"{where}: the basis is missing", kind="format/missing-object")
         found = hashlib.sha256(data).hexdigest()
         if found != digest:
             raise FormatError(f"{where}: SHA-256 is {found}; the document is damaged", kind="format/digest")

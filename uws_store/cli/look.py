@@ -11,16 +11,18 @@ from uws_store.api import show as api_show
 from uws_store.api.family import open_registry
 from uws_store.cli.command import split_model
 from uws_store.cli.evaluation import model_score_facts, shown_scores
-from uws_store.cli.output import Output, as_plain, columns, facts, number, ratio, size
+from uws_store.cli.output import Output, as_plain, columns, counted, facts, number, ratio, size
 from uws_store.registry import ModelEntry
 
 __all__ = ["run_list", "run_show"]
 
 
-def run_list(pattern: str | None, *, output: Output, registry: str | None) -> None:
-    """List families, or models that match a pattern."""
+def run_list(pattern: str | None, *, where: Sequence[str] = (), output: Output, registry: str | None) -> None:
+    """List families, or models that match a pattern and conditions."""
     opened = open_registry(registry)
-    models = list_models("*" if pattern is None else pattern, registry=opened)
+    if where and pattern is None:
+        pattern = "*"
+    models = list_models("*" if pattern is None else pattern, where=where, registry=opened)
     families = list_families(registry=opened)
     if pattern is not None:
         matched = {model.family for model in models}
@@ -34,7 +36,9 @@ def run_list(pattern: str | None, *, output: Output, registry: str | None) -> No
     elif pattern is not None and models:
         output.show(_models(models))
     elif pattern is not None:
-        output.notice(f"no model in {opened.url} matches {pattern!r}; see all with: uws-store list '*'")
+        output.notice(
+            f"no model in {opened.url} matches {' and '.join([repr(pattern), *where])}; see all with: uws-store list '*'"
+        )
     elif families:
         output.show(_families(families))
     else:
@@ -173,8 +177,18 @@ def _model_facts(model: ModelSummary) -> Iterator[tuple[str, str, str]]:
         yield "", name, ""
     if len(model.private_tensors) > 5:
         yield "", "", f"and {len(model.private_tensors) - 5} more"
-    yield "basis revision", str(model.basis_revision), ""
-    yield "published", f"{_minute(model.published)} UTC", ""
+    lineage = model.lineage
+    yield "basis revision", str(model.basis_revision), lineage.basis_digest
+    yield "  built from", counted(lineage.basis_models, "checkpoint"), f"digest {lineage.basis_sources}"
+    yield "  built by", lineage.basis_tool, f"pcodec {lineage.basis_pcodec}"
+    for name, value in lineage.basis_options:
+        yield "", f"{name} {value}", ""
+    yield "source", lineage.source_sha256, ""
+    for name, value in lineage.source_metadata:
+        yield "", f"{name}: {value}", ""
+    if lineage.aliases:
+        yield "aliases", ", ".join(lineage.aliases), ""
+    yield "published", f"{_minute(model.published)} UTC", f"commit {lineage.commit}"
     yield "digest", model.digest, ""
 
 

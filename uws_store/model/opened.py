@@ -18,7 +18,7 @@ import torch
 
 from uws_store import layout
 from uws_store.basis import Basis, TensorBasis, step_of
-from uws_store.errors import FidelityError, FormatError, NotFoundError
+from uws_store.errors import FidelityError, FormatError
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.metadata.model import LEAF_BYTES, ModelDocument
 from uws_store.model.sources import Source, residual_starts, sources_of
@@ -316,7 +316,7 @@ class Model:
 
 
 def read_document(storage: Storage, prefix: str, *, digest: str) -> ModelDocument:
-    """Read and check a model's document.
+    """Read and check a model's document: one request.
 
     Raises
     ------
@@ -325,17 +325,11 @@ def read_document(storage: Storage, prefix: str, *, digest: str) -> ModelDocumen
     """
     path = f"{prefix}/{layout.GROUP_PATH}"
     where = f"{storage.url}/{path}"
-    size = storage.size(path)
-    if size is None:
+    data = storage.read_at_most(path, max_group_bytes(ModelDocument))
+    if data is None:
         raise FormatError(
             f"{where}: the model is missing though the log names it", kind="format/missing-object"
         )
-    if size > max_group_bytes(ModelDocument):
-        raise FormatError(f"{where}: {size} bytes are too many for a model's document", kind="format/size")
-    try:
-        data = storage.read(path)
-    except NotFoundError as error:
-        raise FormatError(f"{where}: the model is missing", kind="format/missing-object") from error
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise FormatError(

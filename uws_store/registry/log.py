@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 from typing import TYPE_CHECKING
 
-from uws_store.errors import FormatError, NotFoundError, StorageError
+from uws_store.errors import FormatError, StorageError
 from uws_store.layout import HEAD_PATH, commit_path
 from uws_store.metadata.log import Commit, HeadHint
 
@@ -21,25 +21,14 @@ __all__ = ["has_grown", "head_hint", "read_commit", "read_head", "read_limited"]
 
 
 def read_limited(storage: Storage, path: str, document: type[Document]) -> bytes | None:
-    """Read a document's bytes, having checked their number first; None when there is no such object.
+    """Read a document's bytes, no more than it may have; None when there is no such object. One request.
 
     Raises
     ------
     FormatError
         When it is larger than such a document may be (``format/size``): it is not read then.
     """
-    size_bytes = storage.size(path)
-    if size_bytes is None:
-        return None
-    if size_bytes > document.max_bytes:
-        raise FormatError(
-            f"{storage.url}/{path}: {size_bytes} bytes, and a {document.__name__} has at most {document.max_bytes}",
-            kind="format/size",
-        )
-    # The end is given, so that an object that grew meanwhile is not read whole either.
-    with contextlib.suppress(NotFoundError):
-        return storage.read(path, start=0, end=size_bytes)
-    return None
+    return storage.read_at_most(path, document.max_bytes)
 
 
 def read_commit(storage: Storage, number: int, *, parent: str | None) -> tuple[Commit, str] | None:
@@ -95,7 +84,7 @@ def has_grown(storage: Storage, number: int, *, use_hint: bool) -> bool:
     number : int
         The commit that was missing.
     use_hint : bool
-        Look also where the head hint points, which costs three requests and finds gaps of any width.
+        Look also where the head hint points, which costs two requests and finds gaps of any width.
 
     Raises
     ------

@@ -32,7 +32,7 @@ from uws_store.registry.state import ModelEntry, RegistryState
 from uws_store.storage import open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from uws_store.storage import Storage
 
@@ -213,6 +213,38 @@ class Registry:
             "again when fewer are at work",
             kind="storage/contention",
         )
+
+    def history(self) -> Iterator[tuple[Commit, str]]:
+        """Read the log backwards from its end, as far as the caller goes on: one request for each commit.
+
+        Yields
+        ------
+        tuple of Commit and str
+            A commit and the SHA-256 of its bytes, each held to the digest that the one after it names.
+
+        Raises
+        ------
+        FormatError
+            When a commit is missing (``format/log-gap``) or not the one that was followed (``format/log-chain``).
+        """
+        state = self.state()
+        number, expected = state.number, state.sha256
+        while number:
+            where = f"{self.url}/{commit_path(number)}"
+            data = read_limited(self.storage, commit_path(number), Commit)
+            if data is None:
+                raise FormatError(
+                    f"{where}: the commit is missing; the log is damaged", kind="format/log-gap"
+                )
+            found = hashlib.sha256(data).hexdigest()
+            if found != expected:
+                raise FormatError(
+                    f"{where}: SHA-256 is {found}, and the commit after it names {expected}; the log was tampered with",
+                    kind="format/log-chain",
+                )
+            commit = Commit.parse(data, where=where)
+            yield commit, found
+            number, expected = number - 1, commit.parent
 
     def _state_to_follow(self) -> RegistryState:
         """Read on to the end of the log and make sure that it is the end, for what is written there stays."""

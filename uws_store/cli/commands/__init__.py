@@ -9,6 +9,7 @@ from __future__ import annotations
 from uws_store.cli.command import Command
 from uws_store.cli.commands.looking import list_, show
 from uws_store.cli.commands.making import add, build, init
+from uws_store.cli.commands.naming import alias, delete, diff, log
 from uws_store.cli.commands.restoring import export, verify
 
 __all__ = ["COMMANDS"]
@@ -19,6 +20,10 @@ COMMANDS: tuple[Command, ...] = (
     add,
     list_,
     show,
+    log,
+    diff,
+    alias,
+    delete,
     verify,
     export,
 )

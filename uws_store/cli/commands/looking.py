@@ -16,16 +16,25 @@ __all__ = ["list_", "show"]
     Example("uws-store list", "the families"),
     Example("uws-store list vit-digits", "the models of one"),
     Example("uws-store list 'vit-*/task-0?' --quiet", "names for a script"),
+    Example("uws-store list '*' --where licence=mit --where 'rel_error<=0.05'", "by what the records say"),
 )
 @click.argument("pattern", required=False)
-def list_(*, pattern: str | None, output: Output, registry: str | None) -> None:
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    help="KEY=VALUE, also with != < <= > >=; may be repeated, all must hold.",
+)
+def list_(*, pattern: str | None, where: tuple[str, ...], output: Output, registry: str | None) -> None:
     """List the families of a registry, or the models that match a pattern.
 
-    PATTERN is a shell pattern for a family or for family/task. The newest version of each task is listed.
+    PATTERN is a shell pattern for a family or for family/task. The newest version of each task is listed. KEY is
+    version, basis, exact (yes or no), size_bytes, alias, dtype, rel_error, source (a SHA-256 or its beginning),
+    score.METRIC, drop.METRIC, or a key of the checkpoint's own metadata.
     """
     from uws_store.cli.look import run_list
 
-    run_list(pattern, output=output, registry=registry)
+    run_list(pattern, where=where, output=output, registry=registry)
 
 
 @command(

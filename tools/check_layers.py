@@ -55,6 +55,8 @@ FLOORS: Mapping[str, int] = {
 
 # Third-party (and unsafe standard) packages by import name, and the modules that may import them.
 OWNERS: Mapping[str, frozenset[str]] = {
+    "adlfs": frozenset({"storage"}),
+    "aiohttp": frozenset({"storage"}),
     "click": frozenset({"cli"}),
     "dask": frozenset({"executors"}),
     "distributed": frozenset({"executors"}),
@@ -67,6 +69,8 @@ OWNERS: Mapping[str, frozenset[str]] = {
     "rich": frozenset({"cli"}),
     "s3fs": frozenset({"storage"}),
     "safetensors": frozenset({"checkpoint"}),
+    "tenacity": frozenset({"storage"}),
+    "yarl": frozenset({"storage"}),
     "zarr": frozenset({"store"}),
     # What can run code that a file names.
     "cloudpickle": frozenset(),

@@ -6,5 +6,14 @@ from uws_store.storage.local import LocalStorage
 from uws_store.storage.memory import MemoryStorage
 from uws_store.storage.opening import open_storage
 from uws_store.storage.protocol import Storage, check_path
+from uws_store.storage.url import StorageUrl, parse_options
 
-__all__ = ["LocalStorage", "MemoryStorage", "Storage", "check_path", "open_storage"]
+__all__ = [
+    "LocalStorage",
+    "MemoryStorage",
+    "Storage",
+    "StorageUrl",
+    "check_path",
+    "open_storage",
+    "parse_options",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import threading
@@ -12,8 +13,13 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from uws_store.errors import InvalidInputError, NotFoundError
 from uws_store.storage.local import LocalStorage
 from uws_store.storage.memory import MemoryStorage
+from uws_store.storage.protocol import check_path
+from uws_store.storage.remote import Backend, RemoteStorage
+from uws_store.storage.url import StorageUrl
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from uws_store.storage.protocol import Storage
 
 __all__ = ["open_storage"]
@@ -25,16 +31,38 @@ _memory_lock = threading.Lock()
 _memory_storages: dict[str, MemoryStorage] = {}
 
 
-def open_storage(url: str, *, create: bool = False) -> Storage:
-    """Open the storage a URL names.
+# Scheme to the module below this package, the class, and the extra that installs what it needs.
+_BACKENDS = {
+    "s3": ("clouds", "S3Backend", "s3"),
+    "s3a": ("clouds", "S3Backend", "s3"),
+    "gs": ("clouds", "GcsBackend", "gcs"),
+    "gcs": ("clouds", "GcsBackend", "gcs"),
+    "az": ("clouds", "AzureBackend", "azure"),
+    "abfs": ("clouds", "AzureBackend", "azure"),
+    "http": ("web", "WebBackend", "http"),
+    "https": ("web", "WebBackend", "http"),
+}
+_WEB = frozenset({"http", "https"})
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+
+
+def open_storage(
+    url: str, *, create: bool = False, storage_options: Mapping[str, object] | None = None
+) -> Storage:
+    """Open the storage a URL names; of those behind a network, nothing is asked yet.
 
     Parameters
     ----------
     url : str
-        A folder's path (``~`` is the home folder), a ``file://`` URL (percent-encoded), or ``memory://name``
-        (shared within the process).
+        A folder's path (``~`` is the home folder), a ``file://`` URL (percent-encoded), ``memory://name``
+        (shared within the process), ``s3://``, ``gs://`` or ``az://`` with ``bucket/prefix``, or the
+        ``http(s)://`` URL of a folder that a web server serves, which can only be read.
     create : bool, optional
-        Make the storage when it does not exist.
+        Make the storage when it does not exist. Buckets are not made.
+    storage_options : Mapping of str to object, optional
+        What the backend's fsspec file system takes: ``endpoint_url``, ``key``, ``secret``, ``anon``... They are
+        carried by the storage's ``url`` and shown nowhere.
 
     Raises
     ------
@@ -42,23 +70,88 @@ def open_storage(url: str, *, create: bool = False) -> Storage:
         When it does not exist and is not to be made (``not-found/storage``).
     InvalidInputError
         ``invalid-input/storage-scheme`` for a storage that is not supported, ``invalid-input/storage-url`` for a
-        URL that cannot be read, ``invalid-input/storage-folder`` when the path is not a folder.
+        URL that cannot be read, ``invalid-input/storage-folder`` when the path is not a folder,
+        ``invalid-input/storage-option`` for options that the backend does not take,
+        ``invalid-input/missing-package`` when its package is not installed.
     StorageError
         When the folder cannot be made or reached.
     """
+    full = StorageUrl(url, storage_options)
     matched = _SCHEME.match(url)
+    scheme = (matched[1] or matched[2]).lower() if matched else ""
+    if scheme in _BACKENDS:
+        assert matched is not None
+        return _open_remote(scheme, url[matched.end() :], full.options)
+    if full.options:
+        raise InvalidInputError(
+            f"storage options are for storages behind a network, not for {scheme + '://' if scheme else 'a folder'}",
+            kind="invalid-input/storage-option",
+        )
     if matched is None:
         return _open_folder(url, url, create=create)
-    scheme = (matched[1] or matched[2]).lower()
     if scheme == "file":
         return _open_folder(_path_of(url), url, create=create)
     if scheme == "memory":
         return _open_memory(url[matched.end() :], create=create)
     # Only the scheme is shown: the rest of a URL may hold credentials.
     raise InvalidInputError(
-        f"storage at {scheme}:// is not supported; give the path of a folder, a file:// URL or memory://name",
+        f"storage at {scheme}:// is not supported; give the path of a folder, or a URL of one of file, memory, "
+        f"{', '.join(_BACKENDS)}",
         kind="invalid-input/storage-scheme",
     )
+
+
+def _open_remote(scheme: str, rest: str, options: Mapping[str, object]) -> RemoteStorage:
+    place, _, prefix = rest.rstrip("/").partition("/")
+    # Nothing of it is shown: it may hold credentials.
+    if not (_HOST if scheme in _WEB else _BUCKET).fullmatch(place):
+        form = "host/folder" if scheme in _WEB else "bucket/prefix"
+        raise InvalidInputError(
+            f"this {scheme} URL cannot be used; write {scheme}://{form}, and give credentials as storage options or in "
+            "the environment, not in the URL",
+            kind="invalid-input/storage-url",
+        )
+    if "?" in prefix or "#" in prefix:
+        raise InvalidInputError(
+            f"a {scheme} URL of a storage has neither ? nor #; give what stands there as storage options",
+            kind="invalid-input/storage-url",
+        )
+    if prefix:
+        check_path(prefix)
+    address = "/".join(part for part in (place, prefix) if part)
+    backend = _backend(scheme, options)
+    url = StorageUrl(f"{scheme}://{address}", options)
+    return RemoteStorage(backend, str(url) if scheme in _WEB else address, url=url)
+
+
+def _backend(scheme: str, options: Mapping[str, object]) -> Backend:
+    module, name, extra = _BACKENDS[scheme]
+    _check_endpoint(options)
+    try:
+        made = getattr(importlib.import_module(f"uws_store.storage.{module}"), name)(**options)
+    except ImportError as error:
+        raise InvalidInputError(
+            f"{scheme}:// needs a package that is not installed ({error.name}); install it with: "
+            f"pip install 'uws-store[{extra}]'",
+            kind="invalid-input/missing-package",
+        ) from error
+    except (TypeError, ValueError, AttributeError):
+        # Neither the message nor the cause is shown: either may quote the options.
+        raise InvalidInputError(
+            f"{scheme}:// cannot be opened with the storage options {', '.join(sorted(options)) or '(none)'}",
+            kind="invalid-input/storage-option",
+        ) from None
+    assert isinstance(made, Backend)
+    return made
+
+
+def _check_endpoint(options: Mapping[str, object]) -> None:
+    endpoint = options.get("endpoint_url")
+    if isinstance(endpoint, str) and "@" in endpoint:
+        raise InvalidInputError(
+            "the storage option endpoint_url holds credentials; give them as the options key and secret",
+            kind="invalid-input/storage-option",
+        )
 
 
 def _open_folder(path: str, url: str, *, create: bool) -> LocalStorage:

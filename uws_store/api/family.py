@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar, overload
 
 import torch
@@ -16,6 +16,7 @@ from uws_store.errors import InvalidInputError, MemoryLimitError
 from uws_store.loader import LazyStateDict, fill_module
 from uws_store.model import Model, Tier
 from uws_store.registry import ModelEntry, Registry, RegistryState, split_task
+from uws_store.storage import StorageUrl
 
 __all__ = ["Family", "load_model", "open_family", "open_registry"]
 
@@ -25,11 +26,31 @@ _KEPT_BASES = 4
 _TIERS = ("compact", "exact", "mean")
 
 
-def open_registry(registry: str | Registry | None, *, create: bool = False) -> Registry:
-    """Open the registry that a caller named: a URL, an open one, or None for the default."""
+def open_registry(
+    registry: str | Registry | None,
+    *,
+    create: bool = False,
+    storage_options: Mapping[str, object] | None = None,
+) -> Registry:
+    """Open a registry, to be given to the other functions in place of its URL.
+
+    Parameters
+    ----------
+    registry : str, Registry or None
+        A URL, an open registry, or None for the default.
+    create : bool, optional
+        Make it when it does not exist.
+    storage_options : Mapping of str to object, optional
+        See :func:`uws_store.storage.open_storage`. They may hold credentials and are shown nowhere.
+
+    Raises
+    ------
+    UwsError
+        See :meth:`Registry.open`.
+    """
     if isinstance(registry, Registry):
         return registry
-    return Registry.open(registry or default_registry_url(), create=create)
+    return Registry.open(StorageUrl(registry or default_registry_url(), storage_options), create=create)
 
 
 class _BasisCache:

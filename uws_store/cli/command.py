@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import click
 
 from uws_store.cli.output import Output
-from uws_store.config import REGISTRY_VARIABLE
+from uws_store.config import REGISTRY_VARIABLE, default_registry_url
+from uws_store.storage import StorageUrl, parse_options
 
 __all__ = ["Command", "CommandRow", "Example", "command", "command_rows", "split_model"]
 
@@ -111,12 +112,25 @@ def command(name: str, *examples: Example) -> Callable[[Callable[..., None]], Co
 def _with_shared_options(body: _Body) -> Callable[..., None]:
     # Whether to show tracebacks is decided where errors are shown, in ``program.py``.
     @functools.wraps(body)
-    def run(*, registry: str | None, as_json: bool, quiet: bool, traceback: bool, **options: object) -> None:
+    def run(
+        *,
+        registry: str | None,
+        storage_options: tuple[str, ...],
+        as_json: bool,
+        quiet: bool,
+        traceback: bool,
+        **options: object,
+    ) -> None:
         del traceback
         if registry is not None and not registry.strip():
             raise click.BadParameter(
                 "it is empty; give a path or URL, or leave it out", param_hint="--registry"
             )
+        url = options.get("url")
+        if storage_options and isinstance(url, str):
+            options["url"] = StorageUrl(url, parse_options(storage_options))
+        elif storage_options:
+            registry = StorageUrl(registry or default_registry_url(), parse_options(storage_options))
         body(output=Output(as_json=as_json, quiet=quiet), registry=registry, **options)
 
     # click lists parameters from the last decorator to the first.
@@ -130,6 +144,13 @@ def _with_shared_options(body: _Body) -> Callable[..., None]:
             "-q", "--quiet", is_flag=True, help="Print names only, one per line; no progress, no notices."
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document; sizes are in bytes."),
+        click.option(
+            "--storage-option",
+            "storage_options",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Option of the storage at URL, such as endpoint_url, key or anon; as fsspec names them. Repeatable.",
+        ),
         click.option(
             "--registry",
             metavar="URL",

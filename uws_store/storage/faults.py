@@ -167,10 +167,11 @@ def _status_of(error: BaseException) -> int:
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
         found = getattr(response, "status_code", None)
-    for value in (found, *(getattr(error, name, None) for name in ("status_code", "status", "code"))):
-        if isinstance(value, int) and 300 <= value < 600:
-            return value
-    return 0
+    for name in ("status_code", "status", "code"):
+        if isinstance(found, int):
+            break
+        found = getattr(error, name, None)  # one after the other: aiohttp warns of its `code`
+    return found if isinstance(found, int) and 300 <= found < 600 else 0
 
 
 def _code_of(error: BaseException) -> str:

@@ -18,13 +18,14 @@ __all__ = ["add", "build", "init"]
 @command(
     "init",
     Example("uws-store init /srv/models", "a folder that a team shares"),
+    Example("uws-store init s3://bucket/models", "a bucket that exists"),
     Example("uws-store init", "the default registry"),
 )
 @click.argument("url", required=False)
 def init(*, url: str | None, output: Output, registry: str | None) -> None:
     """Make an empty registry.
 
-    URL is the path of a new or empty folder, or a file:// URL. `uws-store build` makes a registry by itself where
+    URL is the path of a new or empty folder, a file:// URL, or a bucket's: s3://, gs://, az://. `uws-store build` makes a registry by itself where
     there is none.
     """
     from uws_store.cli.publish import run_init

@@ -24,6 +24,7 @@ __all__ = [
     "Side",
     "Step",
     "exactness_bound",
+    "fast_bound",
     "power_of_two",
     "reconstruct",
     "round_to_dtype",
@@ -225,6 +226,75 @@ def exactness_bound(
     finest = min(change_exponent, -mean_grid)
     total = math.ldexp(scaled, change_exponent - finest) + math.ldexp(mean_bound, -finest)
     return max(worst, total)
+
+
+def fast_bound(
+    core_pq: torch.Tensor,
+    *,
+    left: Side | None,
+    right: Side | None,
+    step: Step,
+    shift: int,
+    mean_bound: float,
+    dtype: DType,
+    roundoff: float = 2.0**-24,
+) -> float:
+    """Bound how far float32 reconstruction of a tensor lies from the canonical one, for every element.
+
+    Written with the error of a sum of k products in floating point, ``|fl(A B) - A B| <= g_k |A| |B|`` with
+    ``g_k = k u / (1 - k u)`` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.5), which
+    holds in any order of summation. The two products give ``g_p + g_q + g_p g_q``; the canonical first product is
+    rounded to ``FRACTION_BITS`` bits and the fast one is not, which is at most half a unit per entry; then come the
+    scale, the mean, the sum, and one rounding to the tensor's dtype on either side.
+
+    Parameters
+    ----------
+    core_pq : torch.Tensor
+        Whole numbers, float64.
+    left, right : Side or None
+        Quantised factors.
+    step : Step
+        The model's step.
+    shift : int
+        The tensor's step is ``step * 2**-shift``.
+    mean_bound : float
+        Largest absolute value of the mean, real.
+    dtype : DType
+        The tensor's dtype.
+    roundoff : float
+        Unit roundoff u of the products: 2**-24 for IEEE float32, 2**-11 for TF32, 2**-8 for bfloat16.
+
+    Returns
+    -------
+    float
+        Largest possible absolute difference.
+    """
+    p, q = core_pq.shape
+    core_abs = core_pq.abs()
+    if right is None:
+        first_p, inner, rounding = core_abs.amax(1), 0.0, 0.0
+    else:
+        first_p = core_abs @ right.column_bounds() * math.ldexp(1.0, -right.grid)
+        inner, rounding = _growth(q, roundoff), 2.0 ** -(FRACTION_BITS + 1)
+    outer = 0.0 if left is None else _growth(p, roundoff)
+    # One rounding each for the core as float32 and for the scale.
+    share = inner + outer + inner * outer + 4 * roundoff
+    error_p, size_p = first_p * share + rounding, first_p + rounding
+    if left is not None:
+        bound_m = Side(left.size, left.block, left.rank, tuple(b.abs() for b in left.integers), left.grid)
+        scale = math.ldexp(1.0, -left.grid)
+        error_p, size_p = (bound_m.expand(part[:, None])[:, 0] * scale for part in (error_p, size_p))
+    unit = math.ldexp(step.mantissa, step.exponent - shift)
+    change = unit * float(size_p.max())
+    largest = (mean_bound + change) * (1 + 2 * share)
+    own = 2.0**-dtype.precision
+    least = math.ldexp(1.0, dtype.min_exponent - dtype.precision + 1)
+    return unit * float(error_p.max()) + (3 * 2.0**-24 + 2 * own) * largest + least
+
+
+def _growth(terms: int, roundoff: float) -> float:
+    grown = terms * roundoff
+    return grown / (1 - grown) if grown < 1 else math.inf
 
 
 def power_of_two(exponents: torch.Tensor) -> torch.Tensor:

@@ -179,6 +179,7 @@ class ArrayReader:
         self._name = name
         self.record = record
         self._indexes: dict[int, Array] = {}
+        self._held: dict[int, bytes] = {}
         self._lock = threading.Lock()
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:
@@ -221,6 +222,29 @@ class ArrayReader:
         offset = first * record.chunk
         return joined[start - offset : stop - offset]
 
+    def hold(self) -> None:
+        """Fetch every shard whole, check it against its SHA-256, and serve reads from memory until :meth:`release`.
+
+        What is held is as stored: compressed.
+
+        Raises
+        ------
+        FormatError
+            Damaged or missing shards (kinds ``format/...``).
+        """
+        for shard, entry in enumerate(self.record.shards):
+            with self._lock:
+                if shard in self._held:
+                    continue
+            data = verify_object(self._fetch(shard, 0, entry.size), entry, where=self._where(shard))
+            with self._lock:
+                self._held[shard] = data
+
+    def release(self) -> None:
+        """Drop what :meth:`hold` fetched."""
+        with self._lock:
+            self._held.clear()
+
     def _where(self, shard: int) -> str:
         return f"{self._storage.url}/{layout.shard_path(self._prefix, self._name, shard)}"
 
@@ -230,7 +254,10 @@ class ArrayReader:
 
     def _whole_shard(self, shard: int) -> list[Array]:
         entry = self.record.shards[shard]
-        data = verify_object(self._fetch(shard, 0, entry.size), entry, where=self._where(shard))
+        with self._lock:
+            data = self._held.get(shard)
+        if data is None:
+            data = verify_object(self._fetch(shard, 0, entry.size), entry, where=self._where(shard))
         index = self._index(shard, data[-(16 * self._slots() + 4) :])
         return [
             self._chunk(data[offset : offset + size], shard, position)
@@ -256,6 +283,10 @@ class ArrayReader:
 
     def _fetch(self, shard: int, start: int, end: int) -> bytes:
         """Read a byte range of a shard; never more than the record says there is."""
+        with self._lock:
+            held = self._held.get(shard)
+        if held is not None:
+            return held[start:end]
         path = layout.shard_path(self._prefix, self._name, shard)
         try:
             return self._storage.read(path, start=start, end=end)

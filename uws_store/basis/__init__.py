@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from uws_store.basis.decoder import Decoder, Job
 from uws_store.basis.opened import ARRAYS, Basis, array_record, step_of
+from uws_store.basis.stack import Decode
 from uws_store.basis.table import Group, Slot
-from uws_store.basis.tensor import TensorBasis
+from uws_store.basis.tensor import StoredTensor, TensorBasis
 
-__all__ = ["ARRAYS", "Basis", "Group", "Slot", "TensorBasis", "array_record", "step_of"]
+__all__ = [
+    "ARRAYS",
+    "Basis",
+    "Decode",
+    "Decoder",
+    "Group",
+    "Job",
+    "Slot",
+    "StoredTensor",
+    "TensorBasis",
+    "array_record",
+    "step_of",
+]

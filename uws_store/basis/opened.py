@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from uws_store import layout
+from uws_store.basis.positions import Positions, positions_of
 from uws_store.basis.table import Group, lay_out, shared_offsets, side_extent
-from uws_store.basis.tensor import TensorBasis
-from uws_store.canonical import Side, Step
+from uws_store.basis.tensor import StoredTensor, TensorBasis
+from uws_store.canonical import Step
 from uws_store.entropy import significance_order
 from uws_store.errors import FormatError
 from uws_store.metadata.arrays import ArrayRecord
@@ -25,7 +27,9 @@ from uws_store.metadata.basis import BasisDocument, SideRecord, StepRecord, Tens
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.storage import Storage
 from uws_store.store import ArrayReader
-from uws_store.subspace import QuantisedSide, side_from_integers
+from uws_store.subspace import QuantisedSide
+
+T = TypeVar("T")
 
 __all__ = ["ARRAYS", "Basis", "array_record", "step_of"]
 
@@ -61,7 +65,10 @@ class Basis:
         self.digest = digest
         self._readers = readers
         self._whole: dict[str, npt.NDArray[np.generic]] = {}
+        self._stored: dict[str, StoredTensor] = {}
         self._tensors: dict[str, TensorBasis] = {}
+        self._positions: dict[int, Positions] = {}
+        self._kept: dict[str, object] = {}
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
         self._lock = threading.RLock()
         self.table: dict[str, TensorRecord] = {tensor.name: tensor for tensor in document.tensors}
@@ -110,7 +117,14 @@ class Basis:
         with self._lock:
             for name, reader in self._readers.items():
                 if name not in self._whole:
-                    self._whole[name] = reader.read()
+                    self._whole[name] = _narrowed(reader.read()) if name == "mean" else reader.read()
+
+    def kept(self, key: str, make: Callable[[Basis], T]) -> T:
+        """What was made from this basis under a key: made once, and kept for as long as the basis is."""
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = make(self)
+            return cast("T", self._kept[key])
 
     def _read(self, name: str, start: int, stop: int) -> npt.NDArray[np.generic]:
         if start == stop:
@@ -127,20 +141,28 @@ class Basis:
                 self._whole[name] = self._readers[name].read()
             return self._whole.get(name, np.zeros(0, np.int16))
 
-    def tensor(self, name: str) -> TensorBasis:
-        """Numbers of one coded tensor; the first touch reads those of its whole read group."""
+    def stored(self, name: str) -> StoredTensor:
+        """Integers of one coded tensor as they are stored; the first touch reads those of its whole read group."""
         with self._lock:
-            found = self._tensors.get(name)
+            found = self._stored.get(name)
             if found is None:
                 group = self.slots[name].record.group
                 assert group is not None
                 self._load_group(self.groups[group])
-                found = self._tensors[name]
+                found = self._stored[name]
+            return found
+
+    def tensor(self, name: str) -> TensorBasis:
+        """Numbers of one coded tensor, ready to encode against; the first touch reads those of its read group."""
+        with self._lock:
+            found = self._tensors.get(name)
+            if found is None:
+                found = self._tensors[name] = TensorBasis.of(self.stored(name))
             return found
 
     def _load_group(self, group: Group) -> None:
         first, last = self.slots[group.names[0]], self.slots[group.names[-1]]
-        mean = self._read("mean", first.mean[0], last.mean[1])
+        mean = _narrowed(self._read("mean", first.mean[0], last.mean[1]))
         left = self._read("left", first.left[0], last.left[1])
         right = self._read("right", first.right[0], last.right[1])
         exponents = self._small("exponents")[first.exponents[0] : last.exponents[1]]
@@ -151,9 +173,9 @@ class Basis:
             split = slot.exponents[0] - first.exponents[0]
             left_columns = side_extent(slot.record.left, m)[1]
             end = slot.exponents[1] - first.exponents[0]
-            self._tensors[name] = TensorBasis(
+            self._stored[name] = StoredTensor(
                 slot.record,
-                torch.from_numpy(integers.astype(np.int32)).reshape(m, n),
+                torch.from_numpy(integers).reshape(m, n),
                 _side(
                     slot.record.left,
                     m,
@@ -169,6 +191,15 @@ class Basis:
                     name,
                 ),
             )
+
+    def positions(self, group: int) -> Positions:
+        """Where the coefficients of a read group stand in its stored sequence; kept, since every model needs it."""
+        with self._lock:
+            found = self._positions.get(group)
+            if found is None:
+                profiles = [self.profile(name) for name in self.groups[group].names]
+                found = self._positions[group] = positions_of(profiles)
+            return found
 
     def profile(self, name: str) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
         """Row and column classes of one coded tensor, int16 (p,) and (q,).
@@ -245,21 +276,25 @@ def array_record(document: BasisDocument, name: str) -> ArrayRecord | None:
     }[name]
 
 
+def _narrowed(integers: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Hold a mean in 16 bits where it fits: half the memory of a large basis."""
+    if integers.dtype != np.int32:
+        return integers
+    low, high = int(integers.min(initial=0)), int(integers.max(initial=0))
+    return integers.astype(np.int16) if low >= -(1 << 15) and high < 1 << 15 else integers
+
+
 def _side(
     record: SideRecord | None,
     size: int,
     integers: npt.NDArray[np.generic],
     exponents: npt.NDArray[np.generic],
     name: str,
-) -> Side | None:
+) -> QuantisedSide | None:
     if record is None:
         return None
     stored = QuantisedSide(
-        size,
-        record.block,
-        record.rank,
-        torch.from_numpy(integers.astype(np.int16)),
-        torch.from_numpy(exponents.astype(np.int16)),
+        size, record.block, record.rank, torch.from_numpy(integers), torch.from_numpy(exponents)
     )
     highest, lowest = int(stored.exponents.max()), int(stored.exponents.min())
     if highest > _MAX_EXPONENT or lowest < -_MAX_EXPONENT or highest - lowest > _MAX_EXPONENT_SPREAD:
@@ -268,4 +303,4 @@ def _side(
             f"{_MAX_EXPONENT_SPREAD} are allowed",
             kind="format/table",
         )
-    return side_from_integers(stored)
+    return stored

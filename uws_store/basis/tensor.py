@@ -11,8 +11,29 @@ from uws_store import canonical
 from uws_store.canonical import Side, Step
 from uws_store.dtypes import DType
 from uws_store.metadata.basis import TensorRecord
+from uws_store.subspace import QuantisedSide, side_from_integers
 
-__all__ = ["TensorBasis"]
+__all__ = ["StoredTensor", "TensorBasis"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """The integers of one coded tensor, as they are stored.
+
+    Attributes
+    ----------
+    record : TensorRecord
+        Its row of the table.
+    mean : torch.Tensor
+        int16 or int32, (m x n).
+    left, right : QuantisedSide or None
+        Factors; None is the identity.
+    """
+
+    record: TensorRecord
+    mean: torch.Tensor
+    left: QuantisedSide | None
+    right: QuantisedSide | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +54,16 @@ class TensorBasis:
     mean_integers: torch.Tensor
     left: Side | None
     right: Side | None
+
+    @classmethod
+    def of(cls, stored: StoredTensor) -> TensorBasis:
+        """Put the factors on their grids."""
+        return cls(
+            stored.record,
+            stored.mean.to(torch.int32),
+            side_from_integers(stored.left) if stored.left else None,
+            side_from_integers(stored.right) if stored.right else None,
+        )
 
     def mean(self) -> torch.Tensor:
         """The mean as float64, (m x n); exact."""
@@ -75,6 +106,19 @@ class TensorBasis:
             mean_grid=self.record.mean_grid,
         )
         return bound < canonical.EXACT_LIMIT
+
+    def fast_bound(self, core_pq: torch.Tensor, *, step: Step, dtype: DType) -> float:
+        """Bound how far float32 reconstruction of this core lies from the canonical one, for every element."""
+        assert self.record.shift is not None
+        return canonical.fast_bound(
+            core_pq,
+            left=self.left,
+            right=self.right,
+            step=step,
+            shift=self.record.shift,
+            mean_bound=float(self.mean().abs().max()),
+            dtype=dtype,
+        )
 
     def to(self, device: torch.device) -> TensorBasis:
         """Copy to a device."""

@@ -1,7 +1,7 @@
 """One stored model, open: its document checked against its basis, its tensors decoded on request.
 
 Owns the rules by which a tensor's bytes come from the core, the private array, the basis or the residual. Holds no
-decoded tensor. Knows nothing about names of families and tasks.
+tensor but what was made together with one that was asked for. Knows nothing about names of families and tasks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from uws_store import layout
-from uws_store.basis import Basis, TensorBasis, step_of
+from uws_store.basis import Basis, Decode, Decoder, step_of
+from uws_store.dtypes import DType
 from uws_store.errors import FidelityError, FormatError
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.metadata.model import LEAF_BYTES, ModelDocument
@@ -73,9 +74,8 @@ class Model:
             for name, record in records.items()
             if record is not None
         }
-        self._groups: dict[int, npt.NDArray[np.integer]] = {}
-        self._on_device: dict[tuple[str, str], TensorBasis] = {}
-        self._exact_ready: dict[tuple[str, str], torch.Tensor] = {}
+        self._decoders: dict[tuple[str, str], Decoder] = {}
+        self._ready: dict[tuple[str, str, str, str], torch.Tensor] = {}
         self._residual_starts = residual_starts(self.sources, basis)
         self._lock = threading.RLock()
 
@@ -110,8 +110,12 @@ class Model:
                 kind="fidelity/no-exact-tier",
             )
 
-    def tensor(self, name: str, *, tier: Tier, device: torch.device) -> torch.Tensor:
+    def tensor(
+        self, name: str, *, tier: Tier, device: torch.device, decode: Decode = "canonical"
+    ) -> torch.Tensor:
         """Decode one tensor.
+
+        What is made together with it is kept for the next calls, until :meth:`forget`.
 
         Parameters
         ----------
@@ -121,6 +125,8 @@ class Model:
             The fidelity.
         device : torch.device
             Where to reconstruct; the bits do not depend on it.
+        decode : {"canonical", "fast"}
+            The arithmetic; ``exact`` needs the canonical one.
 
         Raises
         ------
@@ -130,102 +136,110 @@ class Model:
         source = self.sources[name]
         if source.kind == "tied":
             assert source.tied_to is not None
-            return self.tensor(source.tied_to, tier=tier, device=device)
-        if source.kind == "coded":
-            return self._coded(name, source, tier=tier, device=device)
+            return self.tensor(source.tied_to, tier=tier, device=device, decode=decode)
+        if source.kind != "coded":
+            return self.stored_tensor(name).to(device)
+        with self._lock:
+            key = (tier, str(device), decode)
+            found = self._ready.pop((name, *key), None)
+            if found is None:
+                decoder = self.decoder(device, decode)
+                made = self.decode_job(decoder, decoder.job_of[name], tier=tier)
+                found = made.pop(name)
+                self._ready |= {(other, *key): tensor for other, tensor in made.items()}
+            return found
+
+    def stored_tensor(self, name: str) -> torch.Tensor:
+        """Make a private or shared tensor from its bytes, on the CPU."""
+        source = self.sources[name]
         data = self.basis.shared_bytes(name) if source.kind == "shared" else self._private(name, source)
-        return tensor_from_bytes(data, dtype=source.dtype, shape=source.shape).to(device)
+        return tensor_from_bytes(data, dtype=source.dtype, shape=source.shape)
+
+    def decoder(self, device: torch.device, decode: Decode) -> Decoder:
+        """The basis made ready for a device: one for all models on the CPU, this model's own elsewhere."""
+        if device.type == "cpu":
+            return self.basis.kept(
+                f"decoder/{decode}", lambda basis: Decoder(basis, device=device, decode=decode)
+            )
+        with self._lock:
+            key = (str(device), decode)
+            if key not in self._decoders:
+                self._decoders[key] = Decoder(self.basis, device=device, decode=decode)
+            return self._decoders[key]
+
+    def decode_job(
+        self, decoder: Decoder, index: int, *, tier: Tier, core: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Decode the tensors of one job of a decoder, those that this model has coded.
+
+        Parameters
+        ----------
+        decoder : Decoder
+            Of this model's basis.
+        index : int
+            The job.
+        tier : {"compact", "exact", "mean"}
+            The fidelity.
+        core : torch.Tensor, optional
+            The job's integers, already on the decoder's device; read from the model when absent.
+        """
+        job = decoder.jobs[index]
+        if tier == "mean":
+            core = None
+        elif core is None:
+            core = decoder.gather(index, self.stored_core).to(decoder.device)
+        made: dict[str, torch.Tensor] = {}
+        for place, batch in enumerate(job.batches):
+            dtypes = [self._coded_dtype(name) for name in batch.names]
+            if not any(dtypes):
+                continue
+            parts = decoder.predict(index, place, core, step=self.step, dtypes=dtypes)
+            made |= {name: part for name, part in zip(batch.names, parts, strict=True) if part is not None}
+        if tier == "exact":
+            for group in job.groups:
+                self._correct(group, made)
+        return made
+
+    def stored_core(self, index: int) -> npt.NDArray[np.integer]:
+        """Integers of a read group as they are stored, without padding."""
+        group = self.basis.groups[index]
+        return self._readers["core"].read(group.start, group.stop)[: group.coefficients]
 
     def read_all(self) -> None:
         """Fetch what is needed for every tensor of the compact tier with one request per object."""
-        with self._lock:
-            reader = self._readers.get("core")
-            if reader is not None and len(self._groups) < len(self.basis.groups):
-                whole = reader.read()
-                for index, group in enumerate(self.basis.groups):
-                    if index not in self._groups:
-                        self._groups[index] = self._unsort(index, whole[group.start : group.stop])
+        for name in ("core", "private"):
+            if name in self._readers:
+                self._readers[name].hold()
 
     def forget(self) -> None:
-        """Drop decoded integers; they are read again when needed."""
+        """Drop what was fetched or made ahead; it is read again when needed."""
         with self._lock:
-            self._groups.clear()
-            self._exact_ready.clear()
+            self._ready.clear()
+            for reader in self._readers.values():
+                reader.release()
 
-    def core(self, name: str) -> npt.NDArray[np.integer]:
-        """Integers of one coded tensor, (p x q); the first touch reads its read group."""
-        slot = self.basis.slots[name]
-        index = slot.record.group
-        assert index is not None
-        with self._lock:
-            if index not in self._groups:
-                group = self.basis.groups[index]
-                stored = self._readers["core"].read(group.start, group.stop)
-                self._groups[index] = self._unsort(index, stored)
-            pooled = self._groups[index]
-        return pooled[slot.core_offset : slot.core_offset + slot.coefficients].reshape(slot.core_shape)
+    def _coded_dtype(self, name: str) -> DType | None:
+        source = self.sources.get(name)
+        return source.dtype if source is not None and source.kind == "coded" else None
 
-    def _unsort(self, index: int, stored: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        group = self.basis.groups[index]
-        pooled = np.empty(group.coefficients, stored.dtype)
-        pooled[self.basis.order(index)] = stored[: group.coefficients]
-        return pooled
-
-    def _coded(self, name: str, source: Source, *, tier: Tier, device: torch.device) -> torch.Tensor:
-        if tier == "exact":
-            return self._exact_tensor(name, source, device)
-        core = None if tier == "mean" else self.core(name)
-        return self._predict(name, source, core, device)
-
-    def _predict(
-        self, name: str, source: Source, core: npt.NDArray[np.integer] | None, device: torch.device
-    ) -> torch.Tensor:
-        integers = None if core is None else torch.from_numpy(core).to(device).to(torch.float64)
-        return self._numbers(name, device).predict(integers, step=self.step, dtype=source.dtype)
-
-    def _exact_tensor(self, name: str, source: Source, device: torch.device) -> torch.Tensor:
-        """Undo the residual: it is ordered by all predictions of the read group, so the group is made together."""
-        with self._lock:
-            ready = self._exact_ready.pop((name, str(device)), None)
-            if ready is not None:
-                return ready
-            group = self.basis.slots[name].record.group
-            assert group is not None
-            width = residual_dtype(source.dtype)
-            names = [
-                other
-                for other in self.basis.groups[group].names
-                if (found := self.sources.get(other)) is not None
-                and found.kind == "coded"
-                and residual_dtype(found.dtype) == width
-            ]
-            predictions = [
-                self._predict(other, self.sources[other], self.core(other), device) for other in names
-            ]
-            classes = [
-                residual_classes(prediction, self.basis.table[other].shift or 0)
-                for other, prediction in zip(names, predictions, strict=True)
-            ]
+    def _correct(self, group: int, made: dict[str, torch.Tensor]) -> None:
+        """Undo the residuals of a read group, in place: they are ordered by all its predictions of one width."""
+        widths: dict[str, list[str]] = {}
+        for name in self.basis.groups[group].names:
+            dtype = self._coded_dtype(name)
+            if dtype is not None:
+                widths.setdefault(residual_dtype(dtype), []).append(name)
+        for width, names in widths.items():
+            classes = [residual_classes(made[name], self.basis.table[name].shift or 0) for name in names]
             start = self._residual_starts[group, width]
             reader = self._readers["residual" + width.removeprefix("uint")]
             stored = reader.read(start, start + sum(len(part) for part in classes))
             residual = np.empty_like(stored)
             residual[residual_order(np.concatenate(classes))] = stored
-            for other, prediction in zip(names, predictions, strict=True):
-                own = self.sources[other]
+            for name in names:
+                own = self.sources[name]
                 part = residual[own.start : own.start + math.prod(own.shape)]
-                self._exact_ready[other, str(device)] = apply_residual(prediction, part, own.dtype)
-            return self._exact_ready.pop((name, str(device)))
-
-    def _numbers(self, name: str, device: torch.device) -> TensorBasis:
-        numbers = self.basis.tensor(name)
-        if device.type == "cpu":
-            return numbers
-        key = (name, str(device))
-        with self._lock:
-            if key not in self._on_device:
-                self._on_device[key] = numbers.to(device)
-            return self._on_device[key]
+                made[name] = apply_residual(made[name], part, own.dtype)
 
     def _private(self, name: str, source: Source) -> bytes:
         size = math.prod(source.shape) * source.dtype.size_bytes

@@ -1,0 +1,135 @@
+"""Where each coefficient of a read group stands in the group's stored sequence: the inverse of significance order.
+
+A pool of small tensors keeps one index of the whole group. A tensor that is a group of its own keeps a table of
+(rows x classes of columns) instead, from which the index is made in two passes when it is needed: the index of a
+whole model would be as large as the model, and sorting it anew for each load costs more than the products do. Knows
+nothing about storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from uws_store.entropy import significance_order
+
+__all__ = ["KEPT_INDEX", "PoolPositions", "Positions", "TensorPositions", "positions_of"]
+
+Profile = tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]
+Integers = npt.NDArray[np.integer]
+
+KEPT_INDEX = 1 << 22
+"""A group of at most this many coefficients may keep an index of them all."""
+
+# Above this many entries per coefficient a table is no smaller than the index it stands for.
+_TABLE_SHARE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPositions:
+    """Positions of a group by an index of all its coefficients.
+
+    Attributes
+    ----------
+    profiles : sequence of (rows, columns)
+        Classes of each tensor, in coding order.
+    index : numpy.ndarray or None
+        int32 or int64: coefficient ``c`` of the concatenated cores is stored at ``index[c]``; None when it is too
+        large to be kept.
+    """
+
+    profiles: Sequence[Profile]
+    index: npt.NDArray[np.integer] | None
+
+    @property
+    def pooled(self) -> npt.NDArray[np.integer] | None:
+        """The index, for who wants the coefficients in an order of their own."""
+        return self.index
+
+    def unsort(self, stored: Integers, out: Integers) -> None:
+        """Put a group's stored sequence into coding order.
+
+        Parameters
+        ----------
+        stored : numpy.ndarray
+            The group's integers as stored, without padding.
+        out : numpy.ndarray
+            1-D, the same length and dtype; is filled.
+        """
+        if self.index is not None:
+            np.take(stored, self.index, out=out, mode="clip")
+        else:
+            out[significance_order(self.profiles)] = stored
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPositions:
+    """Positions of a group of one tensor.
+
+    Attributes
+    ----------
+    starts_pk : numpy.ndarray
+        int32, (p x classes): where the run of row ``i`` and a class of columns begins.
+    class_q : numpy.ndarray
+        int64, (q,): each column's class, as an index into the second axis of ``starts_pk``.
+    rank_q : numpy.ndarray
+        int32, (q,): a column's place among the columns of its class.
+    """
+
+    starts_pk: npt.NDArray[np.int32]
+    class_q: npt.NDArray[np.int64]
+    rank_q: npt.NDArray[np.int32]
+
+    @property
+    def pooled(self) -> None:
+        """No index is kept."""
+        return
+
+    def unsort(self, stored: Integers, out: Integers) -> None:
+        """Put the tensor's stored sequence into row-major order; as :meth:`PoolPositions.unsort`."""
+        index = np.take(self.starts_pk, self.class_q, axis=1)
+        index += self.rank_q
+        np.take(stored, index.reshape(-1), out=out, mode="clip")
+
+
+Positions = PoolPositions | TensorPositions
+
+
+def positions_of(profiles: Sequence[Profile]) -> Positions:
+    """Work the positions of a read group out from the profiles of its tensors, in coding order."""
+    count = sum(len(rows) * len(columns) for rows, columns in profiles)
+    if len(profiles) == 1 and count < 1 << 31:
+        found = _table(*profiles[0])
+        if found is not None:
+            return found
+    if count > KEPT_INDEX:
+        return PoolPositions(profiles, None)
+    index = np.empty(count, np.int32)
+    index[significance_order(profiles)] = np.arange(count, dtype=np.int32)
+    # Indexed by machine words: a narrower index is widened on each use.
+    return PoolPositions(profiles, index.astype(np.intp))
+
+
+def _table(rows_p: npt.NDArray[np.int16], columns_q: npt.NDArray[np.int16]) -> TensorPositions | None:
+    values_k, class_q, counts_k = np.unique(columns_q, return_inverse=True, return_counts=True)
+    falling_pk = -(rows_p.astype(np.int64)[:, None] + values_k.astype(np.int64)[None, :])
+    falling_pk -= falling_pk.min()
+    classes = int(falling_pk.max()) + 1
+    p, k = falling_pk.shape
+    if p * max(classes, k) > _TABLE_SHARE * p * len(columns_q):
+        return None
+    # How many coefficients of each class the rows hold, so that runs of one class follow each other row by row.
+    held_pc = np.zeros((p, classes), np.int64)
+    np.put_along_axis(held_pc, falling_pk, np.broadcast_to(counts_k, (p, k)), axis=1)
+    totals_c = held_pc.sum(0)
+    first_c = np.cumsum(totals_c) - totals_c
+    held_pc = np.cumsum(held_pc, axis=0) - held_pc
+    starts_pk = first_c[falling_pk] + np.take_along_axis(held_pc, falling_pk, axis=1)
+    order = np.argsort(class_q, kind="stable")
+    rank_q = np.empty(len(columns_q), np.int32)
+    ends = np.cumsum(counts_k)
+    rank_q[order] = np.arange(len(columns_q)) - np.repeat(ends - counts_k, counts_k)
+    return TensorPositions(starts_pk.astype(np.int32), class_q.astype(np.int64), rank_q)

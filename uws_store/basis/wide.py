@@ -1,0 +1,261 @@
+"""One large coded tensor on the CPU, reconstructed canonically through products of 8-bit integers.
+
+Owns the exact integer form of section 11 of ``spec/uws-1.md``: operands are split into signed digits of 8 bits, each
+product of digits is summed in 32-bit integers and never rounds, and the sums are put together in float64. On CPUs
+with dot products of bytes this is several times faster than float64 products and gives the same bits. Works panel by
+panel, so that what it needs beside the result stays small. Whether the machine's byte products are exact is tried
+once, since some saturate on the way. Knows nothing about storage or models.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from uws_store.basis.stack import rounded
+from uws_store.basis.tensor import StoredTensor
+from uws_store.canonical import FRACTION_BITS, Step, power_of_two
+from uws_store.dtypes import DType
+from uws_store.subspace import QuantisedSide, block_extents
+
+__all__ = ["WideTensor", "byte_products_are_exact"]
+
+_DIGIT = 256.0
+_SPARED = 0.9
+_LIMIT = float(1 << 30)
+_PANEL = 1 << 20
+# Sums of products of digits stay in 32 bits up to this many terms: 2^14 * 2^16 < 2^31.
+_MAX_TERMS = 1 << 16
+_LEAST_EXTENT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A factor in bytes: one matrix per diagonal block, (rows x columns) or turned, and an exponent per column."""
+
+    size: int
+    block: int
+    blocks: tuple[torch.Tensor, ...]
+    exponents: torch.Tensor
+    grid: int
+
+    @classmethod
+    def of(cls, side: QuantisedSide, *, turned: bool) -> _Side:
+        blocks, entry = [], 0
+        for start, stop in block_extents(side.size, side.block):
+            rows, columns = stop - start, min(side.rank, stop - start)
+            part = side.integers[entry : entry + rows * columns].reshape(rows, columns)
+            blocks.append((part.T.contiguous() if turned else part).to(torch.int8))
+            entry += rows * columns
+        exponents = side.exponents.to(torch.int64)
+        return cls(side.size, side.block, tuple(blocks), exponents, int(exponents.max()))
+
+    @property
+    def lift(self) -> torch.Tensor:
+        """2**(grid - exponent) of each column, float64: what puts the columns on one grid."""
+        return power_of_two(self.grid - self.exponents)
+
+
+@functools.cache
+def byte_products_are_exact() -> bool:
+    """Whether this machine multiplies matrices of signed bytes into 32-bit integers without rounding or saturating."""
+    try:
+        extremes = torch.full((64, 64), 127, dtype=torch.int8)
+        extremes[::2] = -128
+        mixed = torch.arange(64 * 64, dtype=torch.int32).reshape(64, 64).to(torch.int8)
+        for first in (extremes, extremes.T.contiguous(), mixed):
+            for second in (extremes, mixed, mixed.T.contiguous()):
+                wide = first.to(torch.int64) @ second.to(torch.int64)
+                if not torch.equal(torch._int_mm(first, second).to(torch.int64), wide):  # noqa: SLF001
+                    return False
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return True
+
+
+class WideTensor:
+    """A large coded tensor, ready for canonical reconstruction on the CPU.
+
+    Parameters
+    ----------
+    tensor : StoredTensor
+        Its integers; see :meth:`accepts`.
+    """
+
+    def __init__(self, tensor: StoredTensor) -> None:
+        self.record = tensor.record
+        self.matrix = tensor.record.matrix
+        self._mean = tensor.mean
+        self._left = _Side.of(tensor.left, turned=True) if tensor.left is not None else None
+        self._right = _Side.of(tensor.right, turned=False) if tensor.right is not None else None
+
+    @staticmethod
+    def accepts(tensor: StoredTensor) -> bool:
+        """Whether a tensor's factors fit bytes and are large enough to be worth it."""
+        sides = [side for side in (tensor.left, tensor.right) if side is not None]
+        return bool(sides) and all(
+            _LEAST_EXTENT <= side.rank <= side.block <= _MAX_TERMS
+            and side.integers.numel() > 0
+            and int(side.integers.abs().max()) <= 127
+            for side in sides
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the numbers held."""
+        sides = [side for side in (self._left, self._right) if side is not None]
+        held = [block.numel() for side in sides for block in side.blocks]
+        return sum(held) + self._mean.numel() * self._mean.element_size()
+
+    def predict(self, core_pq: torch.Tensor | None, *, step: Step, dtype: DType) -> torch.Tensor | None:
+        """Reconstruct the tensor canonically.
+
+        Parameters
+        ----------
+        core_pq : torch.Tensor or None
+            Integers of any type, (p, q), on the CPU; None stands for zeros.
+        step : Step
+            The model's step.
+        dtype : DType
+            The tensor's dtype in the model.
+
+        Returns
+        -------
+        torch.Tensor or None
+            In the tensor's own shape; None when an intermediate integer leaves 32 bits and the products must be made
+            in float64.
+        """
+        m, n = self.matrix
+        assert self.record.mean_grid is not None
+        assert self.record.shift is not None
+        unit = math.ldexp(step.mantissa, step.exponent - self.record.shift)
+        out = torch.empty(m, n, dtype=dtype.torch)
+        lifted_pq = None
+        if core_pq is not None:
+            lifted_pq = self._lifted(core_pq)
+            if lifted_pq is None:
+                return None
+        for columns in self._panels():
+            values = self._mean[:, columns].to(torch.float64).mul_(math.ldexp(1.0, -self.record.mean_grid))
+            if lifted_pq is not None:
+                first_pw, first_exponent = self._first(lifted_pq, columns)
+                found = self._second(first_pw)
+                if found is None:
+                    return None
+                second_mw, second_exponent = found
+                values.add_(second_mw, alpha=math.ldexp(unit, -first_exponent - second_exponent))
+            out[:, columns] = rounded(values, dtype, decode="canonical")
+        return out.reshape(self.record.shape)
+
+    def _panels(self) -> Iterator[slice]:
+        """Columns that are made together: whole blocks of the right factor, about ``_PANEL`` elements."""
+        m, n = self.matrix
+        width = max(1, _PANEL // m)
+        if self._right is not None and len(self._right.blocks) > 1:
+            width = max(1, width // self._right.block) * self._right.block
+        for start in range(0, n, width):
+            yield slice(start, min(start + width, n))
+
+    def _lifted(self, core_pq: torch.Tensor) -> torch.Tensor | None:
+        """The core with its columns on the right factor's grid, int32; None when that needs more bits."""
+        if self._right is None:
+            return core_pq
+        lift_q = self._right.lift
+        if float(core_pq.abs().max()) * float(lift_q.max()) >= _LIMIT:
+            return None
+        return core_pq.to(torch.int32) * lift_q.to(torch.int32)
+
+    def _first(self, lifted_pq: torch.Tensor, columns: slice) -> tuple[torch.Tensor, int]:
+        """Some columns of the rounded first product, whole numbers in float64, and the exponent of their unit."""
+        if self._right is None:
+            return lifted_pq[:, columns].to(torch.float64, copy=True), 0
+        right = self._right
+        out_pw = torch.zeros(len(lifted_pq), columns.stop - columns.start, dtype=torch.float64)
+        if len(right.blocks) == 1:
+            _add_right(out_pw, lifted_pq, right.blocks[0][columns])
+        else:
+            rank = right.blocks[0].shape[1]
+            for index in range(columns.start // right.block, -(-columns.stop // right.block)):
+                block = right.blocks[index]
+                at = index * right.block - columns.start
+                values = lifted_pq[:, index * rank : index * rank + block.shape[1]]
+                _add_right(out_pw[:, at : at + block.shape[0]], values, block)
+        return out_pw.mul_(math.ldexp(1.0, FRACTION_BITS - right.grid)).round_(), FRACTION_BITS
+
+    def _second(self, first_pw: torch.Tensor) -> tuple[torch.Tensor, int] | None:
+        """The second product, whole numbers in float64, and the exponent of its own unit; None beyond 32 bits."""
+        if self._left is None:
+            return first_pw, 0
+        left = self._left
+        lifted_pw = first_pw.mul_(left.lift[:, None])
+        low, high = torch.aminmax(lifted_pw)
+        if max(-float(low), float(high)) >= _LIMIT:
+            return None
+        whole_pw = lifted_pw.to(torch.int32)
+        out_mw = torch.zeros(left.size, first_pw.shape[1], dtype=torch.float64)
+        rank = left.blocks[0].shape[0]
+        for index, block in enumerate(left.blocks):
+            values = whole_pw[index * rank : index * rank + block.shape[0]]
+            _add_left(out_mw[index * left.block :][: block.shape[1]], block, values)
+        return out_mw, left.grid
+
+
+def _digits(values_rk: torch.Tensor) -> Iterator[tuple[float, torch.Tensor | None, torch.Tensor]]:
+    """Split 32-bit integers into signed digits of 8 bits, lowest first, without the rows that have none left.
+
+    Most rows of a core are small: the lowest digit is all they have.
+
+    Yields
+    ------
+    weight : float
+        What the digit counts.
+    rows : torch.Tensor or None
+        Which rows it has; None for all.
+    digit : torch.Tensor
+        int8, (rows x k).
+    """
+    peaks_r = values_rk.abs().amax(1)
+    rows: torch.Tensor | None = None
+    weight = 1.0
+    while True:
+        held = peaks_r > 0
+        count = int(held.sum())
+        if count == 0:
+            return
+        if count < _SPARED * len(peaks_r):
+            index = held.nonzero().squeeze(1)
+            values_rk, peaks_r = values_rk[index], peaks_r[index]
+            rows = index if rows is None else rows[index]
+        digit = values_rk.to(torch.int8)  # the lowest byte, as a signed number
+        yield weight, rows, digit
+        values_rk = (values_rk - digit) >> 8
+        peaks_r = (peaks_r + 128) >> 8
+        weight *= _DIGIT
+
+
+def _add_right(out_rc: torch.Tensor, values_rk: torch.Tensor, bytes_ck: torch.Tensor) -> None:
+    """Add ``values @ bytes.T``: int32 below 2**30 times int8, into float64."""
+    for weight, rows, digit in _digits(values_rk):
+        product = _byte_product(digit, bytes_ck.T)
+        if rows is None:
+            out_rc.add_(product, alpha=weight)
+        else:
+            out_rc.index_add_(0, rows, product.to(torch.float64), alpha=weight)
+
+
+def _add_left(out_rc: torch.Tensor, bytes_kr: torch.Tensor, values_kc: torch.Tensor) -> None:
+    """Add ``bytes.T @ values``: int8 times int32 below 2**30, into float64."""
+    for weight, rows, digit in _digits(values_kc):
+        product = _byte_product((bytes_kr if rows is None else bytes_kr[rows]).T, digit)
+        out_rc.add_(product, alpha=weight)
+
+
+def _byte_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    if first.shape[1] == 1:  # where torch 2.13 takes one operand for turned
+        return first.to(torch.int32) * second.to(torch.int32)
+    product: torch.Tensor = torch._int_mm(first, second)  # noqa: SLF001 - torch has no public name for it
+    return product

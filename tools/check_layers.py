@@ -64,6 +64,8 @@ OWNERS: Mapping[str, frozenset[str]] = {
     "gcsfs": frozenset({"storage"}),
     "google_crc32c": frozenset({"store"}),
     "huggingface_hub": frozenset({"hub"}),
+    "jinja2": frozenset({"report"}),
+    "matplotlib": frozenset({"report"}),
     "numcodecs": frozenset({"store"}),
     "pcodec": frozenset({"entropy", "store"}),
     "rich": frozenset({"cli"}),

@@ -7,7 +7,7 @@ imported when it runs, so that ``--help`` does not wait for torch.
 from __future__ import annotations
 
 from uws_store.cli.command import Command
-from uws_store.cli.commands.looking import list_, show
+from uws_store.cli.commands.looking import list_, report, show
 from uws_store.cli.commands.making import add, build, init
 from uws_store.cli.commands.naming import alias, delete, diff, log
 from uws_store.cli.commands.restoring import export, verify
@@ -25,6 +25,7 @@ COMMANDS: tuple[Command, ...] = (
     alias,
     delete,
     verify,
+    report,
     export,
 )
 """Every command, in the order of their use."""

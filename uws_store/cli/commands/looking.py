@@ -8,7 +8,7 @@ import click
 from uws_store.cli.command import Example, command
 from uws_store.cli.output import Output
 
-__all__ = ["list_", "show"]
+__all__ = ["list_", "report", "show"]
 
 
 @command(
@@ -52,3 +52,21 @@ def show(*, names: tuple[str, ...], output: Output, registry: str | None) -> Non
     from uws_store.cli.look import run_show
 
     run_show(names, output=output, registry=registry)
+
+
+@command(
+    "report",
+    Example("uws-store report vit-digits -o vit-digits.html", "one page, to open in a browser"),
+)
+@click.argument("family")
+@click.option("-o", "--output", "path", required=True, metavar="FILE", help="The HTML file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def report(*, family: str, path: str, overwrite: bool, output: Output, registry: str | None) -> None:
+    """Write one HTML page by which a family is judged.
+
+    It shows bytes, rate and distortion, scores before and after, what the models share beside what chance would give,
+    errors by tensor, growth and provenance, from the records alone. It needs the extra: pip install 'uws-store[report]'.
+    """
+    from uws_store.cli.report import run_report
+
+    run_report(family, path, overwrite=overwrite, output=output, registry=registry)

@@ -1,0 +1,272 @@
+"""What a report says, gathered from a registry's records; drawn and written elsewhere.
+
+Owns the numbers of the page. Reads the log, the documents of bases and models, and the bases' variance profiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from uws_store import layout
+from uws_store.basis import Basis
+from uws_store.fidelity import FamilyScore, ModelScore, summarise
+from uws_store.metadata.basis import BasisDocument
+from uws_store.metadata.model import ModelDocument
+from uws_store.model import read_document
+from uws_store.registry import ModelEntry, Registry
+from uws_store.report.spectrum import ModeSpectrum, mode_spectrum
+
+__all__ = ["BasisView", "ByteShares", "FamilyView", "ModelView", "gather"]
+
+
+@dataclass(frozen=True, slots=True)
+class ByteShares:
+    """Where bytes go.
+
+    Attributes
+    ----------
+    basis, core, private, residual, records : int
+        Bytes of the bases, of the models' arrays by role, and of their documents.
+    source : int
+        Bytes of the checkpoints that the models were made from.
+    """
+
+    basis: int
+    core: int
+    private: int
+    residual: int
+    records: int
+    source: int
+
+    @property
+    def compact(self) -> int:
+        """Everything that the compact tier needs."""
+        return self.basis + self.core + self.private + self.records
+
+    @property
+    def total(self) -> int:
+        """Everything."""
+        return self.compact + self.residual
+
+
+@dataclass(frozen=True, slots=True)
+class BasisView:
+    """One basis revision.
+
+    Attributes
+    ----------
+    revision, models, size_bytes : int
+        Its number, the models it was made from, its bytes.
+    digest, tool, sources : str
+        Its name, what built it, the digest over its sources.
+    options : tuple of (str, str)
+        The build's options.
+    left, right : ModeSpectrum or None
+        Variance captured along each mode, beside the null.
+    """
+
+    revision: int
+    models: int
+    size_bytes: int
+    digest: str
+    tool: str
+    sources: str
+    options: tuple[tuple[str, str], ...]
+    left: ModeSpectrum | None
+    right: ModeSpectrum | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """The newest version of one task.
+
+    Attributes
+    ----------
+    task : str
+        Its name.
+    version, basis_revision, commit, compact_bytes, size_bytes, source_bytes : int
+        Numbers.
+    exact : bool
+        Whether it can be loaded bit-identical.
+    bits : float
+        Bits per basis-coded parameter of the compact tier, metadata counted, private tensors not.
+    rel_error : float
+        Of the compact tier.
+    errors : tuple of (str, float)
+        Relative error of each coded tensor.
+    scores : tuple of ModelScore
+        On record.
+    published, digest, source_sha256 : str
+        When, its name, and its checkpoint's.
+    """
+
+    task: str
+    version: int
+    basis_revision: int
+    commit: int
+    compact_bytes: int
+    size_bytes: int
+    source_bytes: int
+    exact: bool
+    bits: float
+    rel_error: float
+    errors: tuple[tuple[str, float], ...]
+    scores: tuple[ModelScore, ...]
+    published: str
+    digest: str
+    source_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyView:
+    """A family as a report shows it.
+
+    Attributes
+    ----------
+    name, registry, architecture : str
+        The family, where it lies, the digest of its architecture.
+    commit : int
+        The registry's newest commit when this was read.
+    commit_sha256 : str
+        Its digest.
+    tensors, parameters, coded_parameters : int
+        Of the architecture; of the newest basis.
+    bytes : ByteShares
+        Of the newest versions and all bases they need.
+    bases : tuple of BasisView
+        By revision.
+    models : tuple of ModelView
+        By task.
+    scores : tuple of FamilyScore
+        Means over the models.
+    """
+
+    name: str
+    registry: str
+    architecture: str
+    commit: int
+    commit_sha256: str
+    tensors: int
+    parameters: int
+    coded_parameters: int
+    bytes: ByteShares
+    bases: tuple[BasisView, ...]
+    models: tuple[ModelView, ...]
+    scores: tuple[FamilyScore, ...]
+
+    @property
+    def bits(self) -> npt.NDArray[np.float64]:
+        """float64, (n,): every model's bits per parameter."""
+        return np.array([model.bits for model in self.models])
+
+
+def gather(registry: Registry, family: str) -> FamilyView:
+    """Read what a report on a family needs.
+
+    Parameters
+    ----------
+    registry : Registry
+        Where it lies.
+    family : str
+        The family.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such family.
+    FormatError
+        When a document or profile is damaged.
+    """
+    whole = registry.state()
+    state = whole.family(family)
+    entries = [latest for task in sorted(state.tasks) if (latest := state.tasks[task].latest) is not None]
+    bases: dict[str, Basis] = {}
+    for digest in dict.fromkeys(
+        [*(basis.digest for basis in state.bases.values()), *(entry.basis_digest for entry in entries)]
+    ):
+        bases[digest] = Basis.open(registry.storage, layout.basis_prefix(family, digest), digest=digest)
+    models: list[ModelView] = []
+    shares = {"core": 0, "private": 0, "residual": 0, "records": 0, "source": 0}
+    for entry in entries:
+        prefix = layout.model_prefix(family, entry.digest)
+        document = read_document(registry.storage, prefix, digest=entry.digest)
+        own = _bytes_of(entry, document)
+        for role, count in own.items():
+            shares[role] += count
+        models.append(_model_view(entry, document, bases[entry.basis_digest], own))
+    newest = state.latest_basis
+    table = bases[newest.digest].document.tensors if newest else ()
+    return FamilyView(
+        name=family,
+        registry=registry.url,
+        architecture=state.architecture,
+        commit=whole.number,
+        commit_sha256=whole.sha256 or "",
+        tensors=len(table),
+        parameters=sum(tensor.numel for tensor in table if tensor.mode != "tied"),
+        coded_parameters=bases[newest.digest].coded_parameters if newest else 0,
+        bytes=ByteShares(basis=sum(basis.size_bytes for basis in state.bases.values()), **shares),
+        bases=tuple(
+            _basis_view(number, entry.size_bytes, bases[entry.digest])
+            for number, entry in sorted(state.bases.items())
+        ),
+        models=tuple(models),
+        scores=summarise((model.task, score) for model in models for score in model.scores),
+    )
+
+
+def _bytes_of(entry: ModelEntry, document: ModelDocument) -> dict[str, int]:
+    residual = sum(
+        array.size_bytes + len(layout.array_metadata(array))
+        for width in (16, 32, 64)
+        if (array := document.residual(width)) is not None
+    )
+    core = document.core.size_bytes if document.core else 0
+    private = document.private_bytes.size_bytes if document.private_bytes else 0
+    return {
+        "core": core,
+        "private": private,
+        "residual": residual,
+        "records": entry.size_bytes - core - private - residual,
+        "source": document.source.size_bytes,
+    }
+
+
+def _model_view(entry: ModelEntry, document: ModelDocument, basis: Basis, own: dict[str, int]) -> ModelView:
+    kept = {record.name for record in document.private} | set(document.absent)
+    coded = [name for name in basis.table if name in basis.slots and name not in kept]
+    return ModelView(
+        task=entry.task,
+        version=entry.version,
+        basis_revision=entry.basis_revision,
+        commit=entry.commit,
+        compact_bytes=entry.size_bytes - own["residual"],
+        size_bytes=entry.size_bytes,
+        source_bytes=own["source"],
+        exact=entry.exact,
+        bits=8 * (own["core"] + own["records"]) / max(1, basis.coded_parameters),
+        rel_error=document.rel_error,
+        errors=tuple(zip(coded, document.error_list(), strict=True)),
+        scores=tuple(ModelScore.of(record) for record in document.scores),
+        published=entry.time,
+        digest=entry.digest,
+        source_sha256=document.source.sha256,
+    )
+
+
+def _basis_view(revision: int, size_bytes: int, basis: Basis) -> BasisView:
+    document: BasisDocument = basis.document
+    return BasisView(
+        revision=revision,
+        models=document.build.models,
+        size_bytes=size_bytes,
+        digest=basis.digest,
+        tool=document.build.tool,
+        sources=document.build.sources,
+        options=document.build.options,
+        left=mode_spectrum(basis, "left"),
+        right=mode_spectrum(basis, "right"),
+    )

@@ -149,7 +149,8 @@ def test_no_more_pieces_are_in_flight_than_allowed() -> None:
         return value
 
     with Workers(ExecutorSpec("threads", 4)) as pool:
-        assert len(list(pool.map(work, range(12), at_once=2))) == 12
+        pool.bound(2)
+        assert len(list(pool.map(work, range(12)))) == 12
     assert most <= 2
 
 

@@ -161,6 +161,7 @@ class Workers:
 
     spec: ExecutorSpec = field(default_factory=ExecutorSpec)
     resubmitted: int = 0
+    _bound: int | None = None
     _executor: Executor | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -170,9 +171,16 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def map(
-        self, function: Callable[[T], R], items: Iterable[T], *, at_once: int | None = None
-    ) -> Iterator[tuple[int, R]]:
+    @property
+    def width(self) -> int:
+        """How many pieces run at once."""
+        return self.spec.workers if self._bound is None else max(1, min(self._bound, self.spec.workers))
+
+    def bound(self, pieces: int) -> None:
+        """Run no more pieces at once than this, when memory bears fewer than there are workers."""
+        self._bound = pieces
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[int, R]]:
         """Run a function over items and yield ``(index, result)`` as they are done, in no fixed order.
 
         Parameters
@@ -181,8 +189,6 @@ class Workers:
             Of a module, when the workers are other processes.
         items : iterable
             Taken one by one, only as far as they are in flight.
-        at_once : int, optional
-            Most pieces in flight, when memory bears fewer than there are workers.
 
         Raises
         ------
@@ -191,8 +197,8 @@ class Workers:
         Exception
             What the function raises; a storage's passing failure only when it comes three times.
         """
-        width = self.spec.workers if at_once is None else max(1, min(at_once, self.spec.workers))
-        if not self.spec.shares_memory and at_once is None:
+        width = self.width
+        if not self.spec.shares_memory and width == self.spec.workers:
             width *= 2  # the next one's arguments travel while one is at work
         waiting = (_Piece(index, item) for index, item in enumerate(items))
         again: list[_Piece] = []

@@ -34,6 +34,8 @@ from uws_store.builder import (
     FidelityKind,
     Members,
     Progress,
+    available_bytes,
+    parse_bytes,
 )
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo, task_of
 from uws_store.errors import AlreadyExistsError, IncompatibleError, InvalidInputError, NotFoundError
@@ -102,6 +104,7 @@ def build(
     skip_mismatched: bool = False,
     executor: str | None = None,
     workers: int | None = None,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Build a family from a zoo: derive the basis, encode every member, publish all in one commit.
@@ -141,7 +144,10 @@ def build(
         Where the work runs: ``"threads"`` (the default), ``"serial"``, ``"processes"``, ``"dask"`` for a Dask cluster on
         this machine or ``"dask://host:port"``. The stored bytes do not depend on it.
     workers : int, optional
-        How many pieces of work run at once; by default the cores this process may use.
+        How many pieces of work run at once; by default the cores this process may use. Fewer run where memory bears
+        fewer.
+    memory : int or str, optional
+        The most memory this build may take, in bytes or as ``"8GiB"``; by default four fifths of what is free.
     progress : callable, optional
         Called with a phase's name, what is done and what there is to do.
 
@@ -157,10 +163,15 @@ def build(
         When members are of different architectures.
     FormatError
         When a checkpoint is damaged.
+    MemoryLimitError
+        When the build would need more memory than it may take; nothing was read then (``memory-limit/build``).
+    WorkerError
+        When workers die again and again.
     StorageError
         When the storage fails. In every case the registry is as it was.
     """
     check_family_name(family)
+    limit = parse_bytes(memory) if memory is not None else available_bytes()
     fidelity = choose_fidelity(bits=bits, rel_error=rel_error, change_error=change_error, max_drop=max_drop)
     if expect_models is not None and expect_models < 1:
         raise InvalidInputError(
@@ -184,6 +195,8 @@ def build(
         opened = open_registry(registry, create=True)
         _require_reachable(opened, spec)
         _require_new(opened.state(), family)
+        projection = members.projected_memory(exact=exact, shares_memory=spec.shares_memory)
+        pool.bound(projection.fitting_workers(spec.workers, limit))
         judge = Judge(request, members.checkpoints, progress=progress) if request else None
         builder = BasisBuilder(
             members,
@@ -192,13 +205,17 @@ def build(
             options=judge.options if judge else (),
             progress=progress,
             workers=pool,
+            kept_bytes=projection.room_bytes(pool.width, limit),
         )
         built = judge.family_basis(builder) if judge else builder.build()
         if judge is not None:
             judge.settle(built.basis)
         _put_groups(opened.storage, family)
         put_objects(opened.storage, layout.basis_prefix(family, built.basis.digest), built.objects)
+        members.checkpoints.drop()
         target = FamilyTarget(opened.storage, family, built.basis)
+        basis_bytes = built.size_bytes
+        del builder, built  # means and samples, of no more use
         stored: dict[str, StoredModel] = {}
         for model in _encode_all(members, target, fidelity, judge, exact=exact, pool=pool):
             stored[model.result.task] = model
@@ -207,7 +224,7 @@ def build(
         in_order = [stored[task] for task in members.checkpoints]
         actions: list[Action] = [
             FamilyAction(family=family, architecture=members.report.digest),
-            BasisAction(family=family, revision=1, digest=built.basis.digest, size_bytes=built.size_bytes),
+            BasisAction(family=family, revision=1, digest=target.basis.digest, size_bytes=basis_bytes),
             *(model.action(family, version=1, revision=1) for model in in_order),
         ]
         results = [model.at_version(1) for model in in_order]
@@ -220,16 +237,17 @@ def build(
         return BuildResult(
             family=family,
             registry=opened.url,
-            basis_bytes=built.size_bytes,
-            coded_parameters=built.basis.coded_parameters,
+            basis_bytes=basis_bytes,
+            coded_parameters=target.basis.coded_parameters,
             models=tuple(results),
             odd_tensors=dict(members.odd),
             skipped=members.skipped,
             outliers=dict(members.outliers),
             commit=commit.number,
-            step=step_of(built.basis.document.step).value,
+            step=step_of(target.basis.document.step).value,
             scores=summarise((model.task, score) for model in results for score in model.scores),
             remarks=judge.remarks if judge else (),
+            projected_memory_bytes=projection.with_room_bytes(pool.width, limit),
         )
 
 

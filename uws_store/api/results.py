@@ -78,6 +78,8 @@ class BuildResult:
         Scores averaged over the models, where an evaluation was given.
     remarks : tuple of str
         What should be known about them.
+    projected_memory_bytes : int
+        The peak of memory that was projected before anything was read.
     """
 
     family: str
@@ -92,6 +94,7 @@ class BuildResult:
     step: float
     scores: tuple[FamilyScore, ...]
     remarks: tuple[str, ...]
+    projected_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uws_store.builder.build import BasisBuilder, BuiltBasis, Progress, build_basis, encode_within
 from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
 from uws_store.builder.members import Members
+from uws_store.builder.memory import MemoryProjection, available_bytes, parse_bytes
 from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity, FidelityKind
 from uws_store.builder.sources import Place, ZooFiles
 
@@ -17,10 +18,13 @@ __all__ = [
     "Fidelity",
     "FidelityKind",
     "Members",
+    "MemoryProjection",
     "Place",
     "Progress",
     "ZooFiles",
+    "available_bytes",
     "build_basis",
     "encode_model",
     "encode_within",
+    "parse_bytes",
 ]

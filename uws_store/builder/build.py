@@ -10,14 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from uws_store import layout
 from uws_store.basis import Basis, step_of
 from uws_store.builder.assemble import assemble_basis
 from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
 from uws_store.builder.fit import FitJob, TensorFit, fit_tensor
-from uws_store.builder.members import Members
+from uws_store.builder.members import Members, sample_tasks
 from uws_store.builder.search import Fidelity, find_step, first_step
 from uws_store.builder.survey import TensorSurvey
 from uws_store.canonical import Step
@@ -30,9 +28,10 @@ __all__ = ["BasisBuilder", "BuiltBasis", "Progress", "build_basis", "encode_with
 Progress = Callable[[str, int, int], None]
 """Called with the phase's name, what is done and what there is to do."""
 
-_SAMPLED_MODELS = 8
-_SAMPLED_COEFFICIENTS = 1 << 27
 _TRIMS = 4
+_NEAR = (0.7, 1.4)
+"""Factors planned for a step serve steps within these ratios of it."""
+
 _SEARCH_START = Fidelity("change-error", 0.25)
 """Where the search for a step that keeps a score begins: most networks bear this, and few bear four times as much."""
 
@@ -81,6 +80,8 @@ class BasisBuilder:
         See :data:`Progress`.
     workers : Workers, optional
         Who surveys, fits and digests, tensor by tensor; this thread when absent. The basis is the same.
+    kept_bytes : int
+        Slices that may stay in memory so that they are read once and not twice. The basis is the same.
     """
 
     def __init__(
@@ -92,10 +93,13 @@ class BasisBuilder:
         options: tuple[tuple[str, str], ...] = (),
         progress: Progress | None = None,
         workers: Workers | None = None,
+        kept_bytes: int = 0,
     ) -> None:
         self._report: Progress = progress or (lambda _phase, _done, _total: None)
         self._fidelity = fidelity
         workers = workers or Workers()
+        pilot = members.pilot()
+        members.checkpoints.keep(kept_bytes, always=pilot if members.is_small else ())
         surveys = members.survey(workers, on_done=lambda done, total: self._report("reading", done, total))
         coded = [survey for survey in surveys if survey.mode == "coded"]
         models = max(expect_models or 0, len(members.checkpoints))
@@ -107,10 +111,13 @@ class BasisBuilder:
             surveys,
             workers,
             models,
-            tuple(_sample(list(members.checkpoints), self._parameters)),
+            tuple(sample_tasks(list(members.checkpoints), self._parameters)),
             (("expect-models", str(models)), ("fidelity", str(fidelity)), *options),
             _shifts(coded),
         )
+        self._pilot = [survey for survey in coded if survey.name in pilot]
+        self._rest = [survey for survey in coded if survey.name not in pilot]
+        self._coded = coded
         self._fits: list[TensorFit] = []
         self._planned_step = 0.0
 
@@ -137,9 +144,11 @@ class BasisBuilder:
         guess = first_step(
             goal, energy=self._energy, change_energy=self._change_energy, parameters=self._parameters
         )
-        self._plan_for(guess)
-        found = find_step(self._fits, goal, start=guess, overhead_bytes=overhead)
-        if self._plan_for(found):
+        found = find_step(
+            self._fit_all(guess, goal, overhead_bytes=overhead), goal, start=guess, overhead_bytes=overhead
+        )
+        # A zoo that is all pilot is in memory: planning it anew reads nothing.
+        if not self._rest and self._plan_for(found):
             found = find_step(self._fits, goal, start=found, overhead_bytes=overhead)
         built = self._zoo.assemble(self._fits, Step.nearest(found))
         return self._zoo.trim_bits(built, goal) if goal.kind == "bits" else built
@@ -163,11 +172,30 @@ class BasisBuilder:
             refitted = self.step_matters and self._plan_for(step.value)
             return self._zoo.assemble(self._fits, step), refitted
 
+    def _fit_all(self, guess: float, goal: Fidelity, *, overhead_bytes: float) -> list[TensorFit]:
+        """Fit every tensor once: the pilot for the guess, the rest for the step that the pilot tells."""
+        if not self._rest:
+            self._plan_for(guess)
+            return self._fits
+        pilot: list[TensorFit] = []
+        step = guess
+        if sum(survey.change_energy for survey in self._pilot) > 0.0:
+            pilot = self._zoo.fit(self._pilot, guess, self._report)
+            share = sum(math.prod(survey.shape) for survey in self._pilot) / self._parameters
+            found = find_step(pilot, goal, start=guess, overhead_bytes=overhead_bytes * share)
+            step = guess if _NEAR[0] < found / guess < _NEAR[1] else found
+        fits = {fit.survey.name: fit for fit in pilot}
+        missing = [survey for survey in self._coded if survey.name not in fits]
+        fits |= {fit.survey.name: fit for fit in self._zoo.fit(missing, step, self._report)}
+        self._fits = [fits[survey.name] for survey in self._coded]
+        self._planned_step = step
+        return self._fits
+
     def _plan_for(self, step: float) -> bool:
         """Fit for a step, unless the last fit was for one that is near enough."""
-        if self._planned_step and 0.7 < step / self._planned_step < 1.4:
+        if self._planned_step and _NEAR[0] < step / self._planned_step < _NEAR[1]:
             return False
-        self._fits = self._zoo.fit(step, self._report)
+        self._fits = self._zoo.fit(self._coded, step, self._report)
         self._planned_step = step
         return True
 
@@ -179,6 +207,7 @@ def build_basis(
     expect_models: int | None = None,
     progress: Progress | None = None,
     workers: Workers | None = None,
+    kept_bytes: int = 0,
 ) -> BuiltBasis:
     """Derive a basis from a zoo: :class:`BasisBuilder` in one call.
 
@@ -188,7 +217,12 @@ def build_basis(
         The same zoo and options give the same bytes on one kind of machine, whoever works.
     """
     return BasisBuilder(
-        members, fidelity=fidelity, expect_models=expect_models, progress=progress, workers=workers
+        members,
+        fidelity=fidelity,
+        expect_models=expect_models,
+        progress=progress,
+        workers=workers,
+        kept_bytes=kept_bytes,
     ).build()
 
 
@@ -233,12 +267,6 @@ def _shifts(coded: Sequence[TensorSurvey]) -> dict[str, int]:
     }
 
 
-def _sample(tasks: Sequence[str], parameters: int) -> list[str]:
-    count = max(1, min(_SAMPLED_MODELS, len(tasks), _SAMPLED_COEFFICIENTS // max(1, parameters)))
-    picked = np.linspace(0, len(tasks) - 1, count).round().astype(int)
-    return [tasks[index] for index in picked]
-
-
 def _overhead_bytes(tensors: int) -> float:
     """A model's metadata before one exists to be measured."""
     return 1800.0 + 14.0 * tensors
@@ -256,9 +284,8 @@ class _Zoo:
     options: tuple[tuple[str, str], ...]
     shifts: Mapping[str, int]
 
-    def fit(self, step: float, report: Progress) -> list[TensorFit]:
-        """Fit every coded tensor for a step."""
-        coded = [survey for survey in self.surveys if survey.mode == "coded"]
+    def fit(self, coded: Sequence[TensorSurvey], step: float, report: Progress) -> list[TensorFit]:
+        """Fit tensors for a step."""
         jobs = (
             FitJob(
                 self.members.checkpoints,

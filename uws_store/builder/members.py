@@ -11,15 +11,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Self
 
+import numpy as np
+
 from uws_store.architecture import ArchitectureReport, compare
+from uws_store.builder.memory import MemoryProjection
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.survey import Surveyed, SurveyJob, TensorSurvey, survey_tensor
 from uws_store.checkpoint import ZooMember, open_checkpoint
 from uws_store.errors import InvalidInputError
 from uws_store.executors import Workers
 
-__all__ = ["Members"]
+__all__ = ["SMALL_ELEMENTS", "Members", "sample_tasks"]
 
+SMALL_ELEMENTS = 1 << 28
+_PILOT_SHARE = 16
+_SAMPLED_COEFFICIENTS = 1 << 27
+_SAMPLED_MODELS = 8
 _TIE_ELEMENTS = 1024
 
 
@@ -86,6 +93,45 @@ class Members:
         """Per task, the tensors kept out of the fit because their norm is far beyond the others'; after the survey."""
         return dict(self._outliers)
 
+    def projected_memory(self, *, exact: bool, shares_memory: bool) -> MemoryProjection:
+        """Project what a build of these members will need, from headers alone."""
+        signatures = self.report.majority
+        elements = sum(math.prod(signature.shape) for signature in signatures)
+        sizes = [info.dtype.size_bytes for one in self.checkpoints.values() for info in one.tensors.values()]
+        width = max(sizes, default=4)
+        return MemoryProjection.of(
+            (signature.shape for signature in signatures),
+            members=len(self.checkpoints),
+            sampled=len(sample_tasks(list(self.checkpoints), elements)),
+            source_bytes=width,
+            exact=exact,
+            pinned_bytes=elements * len(self.checkpoints) * width if self.is_small and shares_memory else 0,
+            shares_memory=shares_memory,
+        )
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all slices of all members are kept in memory from the first pass on: a GiB of float32 at most."""
+        elements = sum(math.prod(signature.shape) for signature in self.report.majority)
+        return elements * len(self.checkpoints) <= SMALL_ELEMENTS
+
+    def pilot(self) -> frozenset[str]:
+        """Pick a sixteenth of the architecture, spread over it, to tell the step from; all of a small zoo.
+
+        From shapes alone, so that it depends on nothing but the zoo.
+        """
+        signatures = self.report.majority
+        if self.is_small:
+            return frozenset(signature.name for signature in signatures)
+        wanted = sum(math.prod(signature.shape) for signature in signatures) / _PILOT_SHARE
+        picked: set[str] = set()
+        for index in np.random.default_rng(0).permutation(len(signatures)).tolist():
+            if wanted <= 0:
+                break
+            picked.add(signatures[index].name)
+            wanted -= math.prod(signatures[index].shape)
+        return frozenset(picked)
+
     def sources_digest(self, workers: Workers | None = None) -> str:
         """SHA-256, hex, over the sorted lines ``<sha256 of the checkpoint> <task>``."""
         missing = [task for task in self.checkpoints if task not in self._sha256]
@@ -130,6 +176,13 @@ class Members:
                 yield survey
             else:
                 yield TensorSurvey(survey.name, survey.shape, survey.dtype, "tied", target, ())
+
+
+def sample_tasks(tasks: Sequence[str], parameters: int) -> list[str]:
+    """Pick the members, spread over the zoo, whose coefficients are kept for the search of the step."""
+    count = max(1, min(_SAMPLED_MODELS, len(tasks), _SAMPLED_COEFFICIENTS // max(1, parameters)))
+    picked = np.linspace(0, len(tasks) - 1, count).round().astype(int)
+    return [tasks[index] for index in picked]
 
 
 def _sha256_of(job: tuple[ZooFiles, str]) -> str:

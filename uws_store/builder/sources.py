@@ -61,6 +61,7 @@ class ZooFiles(Mapping[str, Checkpoint]):
         self._opened = dict(opened or {})
         self._kept: dict[tuple[str, str], torch.Tensor] = {}
         self._room_bytes = 0
+        self._pinned: frozenset[str] = frozenset()
         self._lock = threading.Lock()
 
     def __getitem__(self, task: str) -> Checkpoint:
@@ -76,13 +77,18 @@ class ZooFiles(Mapping[str, Checkpoint]):
     def __reduce__(self) -> tuple[type[ZooFiles], tuple[tuple[Place, ...]]]:
         return ZooFiles, (tuple(self.places.values()),)
 
-    def keep_up_to(self, size_bytes: int) -> None:
-        """Keep slices in memory as they are read, up to a size; a size of 0 drops those that are kept."""
+    def keep(self, size_bytes: int, *, always: Iterable[str] = ()) -> None:
+        """Keep slices in memory as they are read: those of some tensors always, of the others up to a size."""
         with self._lock:
+            self._pinned = frozenset(always)
             self._room_bytes = max(0, size_bytes)
-            if not self._room_bytes:
-                self._kept.clear()
-            self._room_bytes -= sum(slice_.nbytes for slice_ in self._kept.values())
+
+    def drop(self) -> None:
+        """Let go of the slices that are kept, and keep no more."""
+        with self._lock:
+            self._kept.clear()
+            self._pinned = frozenset()
+            self._room_bytes = 0
 
     def slices(self, name: str, tasks: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Read a tensor of several members, in the order of the tasks, each while the one before is at work.
@@ -116,7 +122,9 @@ class ZooFiles(Mapping[str, Checkpoint]):
             return kept
         tensor = self[task].read(name)
         with self._lock:
-            if tensor.nbytes <= self._room_bytes and (task, name) not in self._kept:
+            if name in self._pinned:
+                self._kept[task, name] = tensor
+            elif tensor.nbytes <= self._room_bytes:
                 self._room_bytes -= tensor.nbytes
                 self._kept[task, name] = tensor
         return tensor

@@ -50,6 +50,7 @@ def run_build(
     skip_mismatched: bool,
     executor: str | None,
     workers: int | None,
+    memory: str | None,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - the API's own options
@@ -70,6 +71,7 @@ def run_build(
             skip_mismatched=skip_mismatched,
             executor=executor,
             workers=workers,
+            memory=memory,
             progress=report,
             **evaluation,
         )

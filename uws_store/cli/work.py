@@ -1,4 +1,4 @@
-"""The options of commands that do much work: where it runs. Must not know what the work is."""
+"""The options of commands that do much work: where it runs, and in how much memory. Must not know what the work is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["work_options"]
 
 
 def work_options(body: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--executor`` and ``--workers``."""
+    """Add ``--executor``, ``--workers`` and ``--memory``."""
     options = (
         click.option(
             "--executor",
@@ -24,6 +24,12 @@ def work_options(body: Callable[..., Any]) -> Callable[..., Any]:
             type=int,
             metavar="COUNT",
             help="Pieces of work that run at once. Default: the cores at hand.",
+        ),
+        click.option(
+            "--memory",
+            metavar="SIZE",
+            help="The most memory the work may take, such as 8GiB; what cannot fit is refused before anything is read. "
+            "Default: four fifths of what is free.",
         ),
     )
     for option in reversed(options):

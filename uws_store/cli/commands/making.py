@@ -105,6 +105,7 @@ def build(
     skip_mismatched: bool,
     executor: str | None,
     workers: int | None,
+    memory: str | None,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - see evaluation_options
@@ -133,6 +134,7 @@ def build(
         skip_mismatched=skip_mismatched,
         executor=executor,
         workers=workers,
+        memory=memory,
         output=output,
         registry=registry,
         **evaluation,

@@ -105,7 +105,14 @@ def inspect(value: Json, *, depth: int) -> None:
 MOST_TENSORS = 2**17
 RECORDS = {
     "registry": "uws=1 id:nonce created:time tool:text200",
-    "commit": "uws=1 number:count parent?:hex nonce:nonce time:time tool:text200 actions:[action]+",
+    "commit": "uws=1 number:count parent?:hex nonce:nonce time:time tool:text200 checkpoint?:count "
+    "index?:[entry]+ actions:[action]+",
+    "head": "uws=1 number:count tail?:[text]",
+    "entry": "family:family architecture:hex digest:hex size_bytes:size",
+    "snapshot": "uws=1 kind=family family:family architecture:hex bases:[kept_basis] tasks:[kept_task]",
+    "kept_basis": "digest:hex size_bytes:size commit:count",
+    "kept_task": "task:task last_version:count versions:[kept_version] aliases:[alias_name,count]",
+    "kept_version": "version:count basis_revision:count digest:hex size_bytes:size exact:bool commit:count time:time",
     "family": "op=family family:family architecture:hex",
     "basis": "op=basis family:family revision:count digest:hex size_bytes:size",
     "model": "op=model family:family task:task version:count basis_revision:count digest:hex size_bytes:size exact:bool",
@@ -149,6 +156,7 @@ PATTERNS = {
     "family": (DEVICES + "[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_-])?", 100),
     "task": (r"[^\\@\x00-\x1f\x7f-\x9f]+", 200),
     "alias": ("[A-Za-z][A-Za-z0-9._-]*", 64),
+    "alias_name": ("[A-Za-z][A-Za-z0-9._-]*", 64),
     "name": (".+", 1024),
     "dtype": ("|".join(KINDS), 10),
     "mode": ("coded|shared|private|tied", 10),

@@ -254,7 +254,7 @@ class TestState:
         counting = CountingStorage(registry.storage)
         reader = Registry.over(counting)
         reader.resolve("digits", "seven")
-        assert {request.method for request in counting.requests} == {"size", "read"}
+        assert {request.method for request in counting.requests} <= {"size", "read"}
 
     def test_a_registry_on_disk_can_be_read_from_another_place(self, tmp_path: Path) -> None:
         written = Registry.init(str(tmp_path / "a"))

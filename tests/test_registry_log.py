@@ -35,6 +35,8 @@ def storage() -> MemoryStorage:
     registry.publish(found_family())
     for _ in range(4):
         registry.publish(next_models("seven"))
+    # Read from its beginning: what the hint may carry along is tested in test_registry_snapshots.py.
+    made.put(HEAD_PATH, HeadHint(number=5).to_bytes())
     return made
 
 

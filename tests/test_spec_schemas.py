@@ -19,6 +19,7 @@ from uws_store import add, build
 from uws_store.errors import FormatError
 from uws_store.metadata.document import Document
 from uws_store.metadata.log import HeadHint
+from uws_store.registry import registry as registry_module
 
 Json = dict[str, Any]
 
@@ -39,6 +40,10 @@ def documents_of(registry: Path) -> list[tuple[str, Json]]:
     found = [("registry", json.loads((registry / "uws.json").read_bytes()))]
     found.append(("head", json.loads((registry / "_log" / "head").read_bytes())))
     found += [("commit", commit) for commit in read_commits(registry)]
+    found += [
+        ("snapshot", json.loads(path.read_bytes()))
+        for path in (registry / "_log" / "snapshots").glob("*.json")
+    ]
     for name, folder in (("basis", "basis"), ("model", "models")):
         found += [
             (name, read_document(path.parent))
@@ -54,7 +59,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     zoo = make_zoo(folder / "zoo", models=5)
     shutil.move(zoo / "task-04.safetensors", folder / "new.safetensors")
     build(zoo, family="small", registry=str(folder / "registry"))
-    add(folder / "new.safetensors", family="small", registry=str(folder / "registry"), exact=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry_module, "_CHECKPOINT_COMMITS", 1)
+        add(folder / "new.safetensors", family="small", registry=str(folder / "registry"), exact=True)
     return folder / "registry"
 
 

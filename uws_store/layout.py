@@ -33,6 +33,7 @@ __all__ = [
     "model_prefix",
     "page_for",
     "shard_path",
+    "snapshot_path",
 ]
 
 REGISTRY_DOCUMENT = "uws.json"
@@ -82,6 +83,11 @@ def commit_number(path: str) -> int | None:
     """Read the commit number from a path in the log, or None for any other object."""
     match = _COMMIT.match(path)
     return int(match.group(1)) if match else None
+
+
+def snapshot_path(digest: str) -> str:
+    """Object of a family's snapshot."""
+    return f"{LOG_PREFIX}/snapshots/{digest}.json"
 
 
 def family_groups(family: str) -> tuple[str, ...]:

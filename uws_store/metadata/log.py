@@ -7,10 +7,11 @@ nor where the documents are stored.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import secrets
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from uws_store.errors import InvalidInputError
 from uws_store.metadata.document import Document, Part
@@ -26,10 +27,13 @@ __all__ = [
     "FamilyAction",
     "FamilyName",
     "HeadHint",
+    "IndexEntry",
     "ModelAction",
     "Nonce",
+    "Number",
     "RegistryDocument",
     "Sha256Hex",
+    "SizeBytes",
     "TaskName",
     "UtcTime",
     "new_nonce",
@@ -113,9 +117,13 @@ class RegistryDocument(Document):
 class HeadHint(Document):
     """``_log/head``: where the newest commit was when this was written; only ever a hint."""
 
-    max_bytes: ClassVar[int] = 1 << 10
+    max_bytes: ClassVar[int] = 1 << 18
 
     number: Number
+    tail: tuple[str, ...] | None = Field(
+        default=None,
+        description="The commits from the newest checkpoint (or the first commit) to that one, as they are stored.",
+    )
 
 
 class FamilyAction(Part):
@@ -172,6 +180,15 @@ Action = FamilyAction | BasisAction | ModelAction | AliasAction | DeleteAction
 """One change of a registry."""
 
 
+class IndexEntry(Part):
+    """Where a checkpoint finds one family."""
+
+    family: FamilyName
+    architecture: Sha256Hex
+    digest: Sha256Hex = Field(description="SHA-256 of the family's snapshot.")
+    size_bytes: SizeBytes = Field(description="Length of the snapshot.")
+
+
 class Commit(Document):
     """``_log/<number>.json``: changes that take effect together, and the whole history before them by digest."""
 
@@ -185,4 +202,21 @@ class Commit(Document):
     nonce: Nonce = Field(description="Drawn by the writer, who knows its own commit by it.")
     time: UtcTime = Field(description="By the writer's clock, to be shown and not to be relied on.")
     tool: ToolVersion
+    checkpoint: Number | None = Field(
+        default=None, description="The newest commit before this one that has an index; absent when none has."
+    )
+    index: Annotated[tuple[IndexEntry, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Makes the commit a checkpoint: every family as of the commit before, sorted by name.",
+    )
     actions: tuple[Annotated[Action, Field(discriminator="op")], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.checkpoint is not None and self.checkpoint >= self.number:
+            raise ValueError("a checkpoint is an earlier commit")
+        if self.index is not None:
+            names = [entry.family for entry in self.index]
+            if any(b <= a for a, b in itertools.pairwise(names)):
+                raise ValueError("the families of an index are sorted and differ")
+        return self

@@ -7,18 +7,22 @@ know where the log is stored.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, assert_never
 
-from uws_store.errors import AlreadyExistsError, InvalidInputError, NotFoundError
+from uws_store.errors import AlreadyExistsError, FormatError, InvalidInputError, NotFoundError, UwsError
 from uws_store.metadata.log import Action, AliasAction, BasisAction, DeleteAction, FamilyAction, ModelAction
 from uws_store.names import collision_key
+from uws_store.registry.slots import Families, FamilySlot
 from uws_store.registry.state import BasisEntry, FamilyState, ModelEntry, RegistryState, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Draft"]
+
+_Waiting = tuple[Action, int, str]
 
 
 @dataclass(slots=True)
@@ -50,12 +54,17 @@ class Draft:
     ----------
     base : RegistryState
         The state to start from; it stays as it is.
+    lazily : bool
+        Let what concerns a family that was not read wait until it is: a broken rule is then found when that family is
+        asked for.
     """
 
-    def __init__(self, base: RegistryState) -> None:
+    def __init__(self, base: RegistryState, *, lazily: bool = False) -> None:
         self._base = base
         self._taken = dict(base.taken)
         self._changed: dict[str, _FamilyDraft] = {}
+        self._lazily = lazily
+        self._waiting: dict[str, list[_Waiting]] = {}
 
     def apply(self, action: Action, *, commit: int, time: str) -> None:
         """Let one action take effect, or raise and leave the draft as it was.
@@ -79,6 +88,9 @@ class Draft:
             ``invalid-input/version`` and ``invalid-input/revision`` when a number is not the next one;
             ``invalid-input/aliased`` when a version to be deleted has an alias.
         """
+        if self._lazily and self._is_unread(action.family):
+            self._waiting.setdefault(action.family, []).append((action, commit, time))
+            return
         match action:
             case FamilyAction():
                 self._add_family(action)
@@ -95,11 +107,20 @@ class Draft:
 
     def freeze(self, *, number: int, sha256: str | None) -> RegistryState:
         """Make the state as of commit `number`, whose bytes have this digest."""
-        families = dict(self._base.families)
-        families.update({name: draft.freeze() for name, draft in self._changed.items()})
+        slots = dict(_slots_of(self._base))
+        slots.update({name: FamilySlot(draft.freeze()) for name, draft in self._changed.items()})
+        for name, waiting in self._waiting.items():
+            slots[name] = FamilySlot(make=partial(_fold_waiting, slots[name], tuple(waiting)))
         return RegistryState(
-            number=number, sha256=sha256, families=_frozen(families), taken=_frozen(self._taken)
+            number=number, sha256=sha256, families=Families(slots), taken=_frozen(self._taken)
         )
+
+    def _is_unread(self, name: str) -> bool:
+        families = self._base.families
+        if name in self._changed or not isinstance(families, Families):
+            return False
+        slot = families.slots.get(name)
+        return slot is not None and not slot.is_read
 
     def _family(self, name: str) -> _FamilyDraft:
         draft = self._changed.get(name)
@@ -200,6 +221,26 @@ class Draft:
         if task is None:
             raise NotFoundError(f"family {family_name!r} has no task {name!r}", kind="not-found/task")
         return family, task
+
+
+def _slots_of(state: RegistryState) -> Mapping[str, FamilySlot[FamilyState]]:
+    if isinstance(state.families, Families):
+        return state.families.slots
+    return {name: FamilySlot(family) for name, family in state.families.items()}
+
+
+def _fold_waiting(slot: FamilySlot[FamilyState], waiting: tuple[_Waiting, ...]) -> FamilyState:
+    """Let what waited for a family take effect."""
+    family = slot.get()
+    draft = Draft(RegistryState(families=Families({family.name: FamilySlot(family)})))
+    for action, commit, time in waiting:
+        try:
+            draft.apply(action, commit=commit, time=time)
+        except UwsError as error:
+            raise FormatError(
+                f"commit {commit} does not follow from the commits before it: {error}", kind="format/log"
+            ) from error
+    return draft.freeze(number=0, sha256=None).families[family.name]
 
 
 def _check_live(task: TaskState, version: int, *, family: str) -> None:

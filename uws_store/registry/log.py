@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from uws_store.errors import FormatError, StorageError
@@ -14,10 +15,24 @@ from uws_store.layout import HEAD_PATH, commit_path
 from uws_store.metadata.log import Commit, HeadHint
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from uws_store.metadata.document import Document
     from uws_store.storage import Storage
 
-__all__ = ["has_grown", "head_hint", "read_commit", "read_head", "read_limited"]
+__all__ = [
+    "LogRecord",
+    "has_grown",
+    "head_hint",
+    "read_commit",
+    "read_head",
+    "read_limited",
+    "read_newest",
+    "read_recent",
+]
+
+_SHORT_LOG = 256
+"""A log without a hint that is no longer than this is read from its beginning."""
 
 
 def read_limited(storage: Storage, path: str, document: type[Document]) -> bytes | None:
@@ -31,7 +46,26 @@ def read_limited(storage: Storage, path: str, document: type[Document]) -> bytes
     return storage.read_at_most(path, document.max_bytes)
 
 
-def read_commit(storage: Storage, number: int, *, parent: str | None) -> tuple[Commit, str] | None:
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A commit as it is stored.
+
+    Attributes
+    ----------
+    commit : Commit
+        What it says.
+    data : bytes
+        Its bytes.
+    sha256 : str
+        Hex digest of these.
+    """
+
+    commit: Commit
+    data: bytes
+    sha256: str
+
+
+def read_commit(storage: Storage, number: int, *, parent: str | None) -> LogRecord | None:
     """Read one commit and check that it is the one that follows.
 
     Parameters
@@ -45,8 +79,8 @@ def read_commit(storage: Storage, number: int, *, parent: str | None) -> tuple[C
 
     Returns
     -------
-    tuple of Commit and str, or None
-        The commit and the SHA-256 of its bytes; None when it is not there.
+    LogRecord or None
+        The commit; None when it is not there.
 
     Raises
     ------
@@ -54,6 +88,82 @@ def read_commit(storage: Storage, number: int, *, parent: str | None) -> tuple[C
         When it is malformed, or not this number (``format/log-number``), or does not follow from the one before
         (``format/log-chain``).
     """
+    record = _read_any(storage, number)
+    if record is not None:
+        _require_parent(record, parent, url=storage.url)
+    return record
+
+
+def read_recent(storage: Storage, hint: HeadHint) -> list[LogRecord] | None:
+    """Read the commits from the newest checkpoint to the one that a hint points to.
+
+    The hint is not trusted: the commit it points to is read from the log, and what the hint says of those before is
+    held to the digests of the chain. One request when it carries them along, else one for each.
+
+    Returns
+    -------
+    list of LogRecord or None
+        Ascending; the first is a checkpoint or commit 1. None when the hint leads to no checkpoint.
+
+    Raises
+    ------
+    FormatError
+        When a commit is malformed, missing (``format/log-gap``) or out of the chain, or the one that is named as a
+        checkpoint is none (``format/checkpoint``).
+    """
+    newest = _read_any(storage, hint.number)
+    if newest is None:
+        return None
+    carried = _carried(hint, newest)
+    if carried is not None:
+        return carried
+    if newest.commit.index is not None:
+        return [newest]
+    number = newest.commit.checkpoint
+    if number is None:
+        return None
+    records: list[LogRecord] = []
+    while number < newest.commit.number:
+        record = _read_any(storage, number)
+        if record is None:
+            raise FormatError(
+                f"{storage.url}: commit {number} is missing and commit {newest.commit.number} exists; the log is "
+                f"damaged, restore {commit_path(number)} from a copy of the registry",
+                kind="format/log-gap",
+            )
+        if records:
+            _require_parent(record, records[-1].sha256, url=storage.url)
+        elif record.commit.index is None:
+            raise FormatError(
+                f"{storage.url}: commit {number} is named as a checkpoint and has no index; the log was tampered with",
+                kind="format/checkpoint",
+            )
+        records.append(record)
+        number += 1
+    _require_parent(newest, records[-1].sha256, url=storage.url)
+    return [*records, newest]
+
+
+def _carried(hint: HeadHint, newest: LogRecord) -> list[LogRecord] | None:
+    """Take the commits that a hint carries along, if they are those that the newest one follows."""
+    texts = [text.encode() for text in hint.tail or ()]
+    if not texts or texts[-1] != newest.data:
+        return None
+    records: list[LogRecord] = []
+    number, expected = newest.commit.number, newest.sha256
+    for data in reversed(texts):
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 != expected or number < 1:
+            return None
+        # Its digest stands in the chain: it is what was published, and is read like any other.
+        commit = newest.commit if not records else Commit.parse(data, where="the head")
+        records.append(LogRecord(commit, data, sha256))
+        number, expected = number - 1, commit.parent or ""
+    first = records[-1].commit
+    return records[::-1] if first.index is not None or first.number == 1 else None
+
+
+def _read_any(storage: Storage, number: int) -> LogRecord | None:
     path = commit_path(number)
     data = read_limited(storage, path, Commit)
     if data is None:
@@ -65,13 +175,37 @@ def read_commit(storage: Storage, number: int, *, parent: str | None) -> tuple[C
             f"{where}: says it is commit {commit.number}; the log was tampered with or copied wrongly",
             kind="format/log-number",
         )
-    if commit.parent != parent:
+    return LogRecord(commit, data, hashlib.sha256(data).hexdigest())
+
+
+def _require_parent(record: LogRecord, parent: str | None, *, url: str) -> None:
+    if record.commit.parent != parent:
         raise FormatError(
-            f"{where}: follows a commit with digest {commit.parent}, and the one before it has {parent}; the log was "
-            "tampered with, or parts of two registries were mixed",
+            f"{url}/{commit_path(record.commit.number)}: follows a commit with digest {record.commit.parent}, and the "
+            f"one before it has {parent}; the log was tampered with, or parts of two registries were mixed",
             kind="format/log-chain",
         )
-    return commit, hashlib.sha256(data).hexdigest()
+
+
+def read_newest(storage: Storage) -> HeadHint | None:
+    """Find out where the newest commit may be: by the hint, or where there is none by looking.
+
+    A log that is long is not read from its beginning because a hint was lost: its end is found in some twenty
+    requests.
+    """
+    hint = read_head(storage)
+    if hint is not None or storage.size(commit_path(_SHORT_LOG)) is None:
+        return hint
+    low, high = _SHORT_LOG, 2 * _SHORT_LOG
+    while storage.size(commit_path(high)) is not None:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if storage.size(commit_path(middle)) is None:
+            high = middle
+        else:
+            low = middle
+    return HeadHint(number=low)
 
 
 def has_grown(storage: Storage, number: int, *, use_hint: bool) -> bool:
@@ -94,9 +228,9 @@ def has_grown(storage: Storage, number: int, *, use_hint: bool) -> bool:
     """
     beyond = {number + 1}
     hint = read_head(storage) if use_hint else None
-    if hint is not None and hint > number:
+    if hint is not None and hint.number > number:
         # Only a place to look: a hint that is stale or wrong is shown to be so by the log itself.
-        beyond.add(hint)
+        beyond.add(hint.number)
     later = [other for other in sorted(beyond) if storage.size(commit_path(other)) is not None]
     if not later:
         return False
@@ -110,15 +244,22 @@ def has_grown(storage: Storage, number: int, *, use_hint: bool) -> bool:
     )
 
 
-def read_head(storage: Storage) -> int | None:
+def read_head(storage: Storage) -> HeadHint | None:
     """Read the hint at the newest commit; None when there is none that can be read."""
     with contextlib.suppress(FormatError, StorageError):
         data = read_limited(storage, HEAD_PATH, HeadHint)
         if data is not None:
-            return HeadHint.parse(data, where=f"{storage.url}/{HEAD_PATH}").number
+            return HeadHint.parse(data, where=f"{storage.url}/{HEAD_PATH}")
     return None
 
 
-def head_hint(number: int) -> dict[str, bytes]:
-    """Make the hint at the newest commit, to be stored with it. The commit stands without."""
-    return {HEAD_PATH: HeadHint(number=number).to_bytes()}
+def head_hint(number: int, *, tail: Sequence[bytes] = ()) -> dict[str, bytes]:
+    """Make the hint at the newest commit, to be stored with it, and let it carry those since the checkpoint.
+
+    The commit stands without it.
+    """
+    try:
+        data = HeadHint(number=number, tail=tuple(text.decode() for text in tail) or None).to_bytes()
+    except FormatError:  # too long
+        data = HeadHint(number=number).to_bytes()
+    return {HEAD_PATH: data}

@@ -20,24 +20,31 @@ from uws_store.errors import (
     FormatError,
     InvalidInputError,
     NotFoundError,
+    Problem,
     StorageError,
-    UwsError,
 )
 from uws_store.layout import REGISTRY_DOCUMENT, commit_path
 from uws_store.metadata.document import problems_of
-from uws_store.metadata.log import Action, Commit, RegistryDocument, new_nonce, utc_now
+from uws_store.metadata.log import Action, Commit, IndexEntry, RegistryDocument, new_nonce, utc_now
+from uws_store.registry.audit import audit
 from uws_store.registry.fold import Draft
-from uws_store.registry.log import has_grown, head_hint, read_commit, read_limited
+from uws_store.registry.log import head_hint, read_limited
+from uws_store.registry.reading import View, after, open_view, read_on
+from uws_store.registry.snapshot import write_snapshots
 from uws_store.registry.state import ModelEntry, RegistryState
 from uws_store.storage import open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from uws_store.storage import Storage
 
 __all__ = ["Registry"]
 
+_CHECKPOINT_COMMITS = 64
+_CHECKPOINT_BYTES = 128 << 10
+_ENTRY_BYTES = 250
+_MOST_ACTIONS = 4096
 _MAX_ATTEMPTS = 50
 _FIRST_WAIT_S = 0.005
 _LONGEST_WAIT_S = 1.0
@@ -62,7 +69,7 @@ class Registry:
         self.storage = storage
         self.document = document
         self._lock = threading.Lock()
-        self._state = RegistryState()
+        self._view = View()
         self._was_read = False
 
     def __repr__(self) -> str:
@@ -140,8 +147,8 @@ class Registry:
         Parameters
         ----------
         refresh : bool, optional
-            Look for commits since the last call first, which costs one request when there are none, and two for
-            each there is. Without it nothing is read, except by the first call.
+            Look for commits since the last call first, which costs one request and one for each there is. Without it
+            nothing is read, except by the first call.
 
         Returns
         -------
@@ -158,10 +165,12 @@ class Registry:
             When the storage fails.
         """
         with self._lock:
-            if refresh or not self._was_read:
-                self._state = self._read_on(self._state, look_beyond=not self._was_read)
+            if not self._was_read:
+                self._view = self._first_view()
                 self._was_read = True
-            return self._state
+            elif refresh:
+                self._view = read_on(self.storage, self._view, look_beyond=False)
+            return self._view.state
 
     def resolve(self, family: str, task: str, *, revision: int | str | None = None) -> ModelEntry:
         """Find the version that names stand for now; see :meth:`RegistryState.resolve`."""
@@ -198,15 +207,15 @@ class Registry:
             if attempt:
                 longest_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 10))
                 time.sleep(_RANDOM.uniform(0, longest_s))
-            state = self._state_to_follow()
-            commit, draft = _prepare(actions_for, state, nonce=nonce)
+            view = self._view_to_follow()
+            commit, draft = self._prepare(actions_for, view, nonce=nonce)
             data = commit.to_bytes()
-            if not self._create_commit(commit, data):
+            followed = after(view, commit, data, draft)
+            if not self._create_commit(commit, data, hints=head_hint(commit.number, tail=followed.tail)):
                 continue
             with self._lock:
-                if self._state is state:  # else another thread has read further already
-                    sha256 = hashlib.sha256(data).hexdigest()
-                    self._state = draft.freeze(number=commit.number, sha256=sha256)
+                if self._view is view:  # else another thread has read further already
+                    self._view = followed
             return commit
         raise StorageError(
             f"{self.url}: other writers published first {_MAX_ATTEMPTS} times in a row; nothing was published, try "
@@ -246,34 +255,93 @@ class Registry:
             yield commit, found
             number, expected = number - 1, commit.parent
 
-    def _state_to_follow(self) -> RegistryState:
+    def audit(self, *, repair: bool = False) -> tuple[Problem, ...]:
+        """Read the whole log, and hold every checkpoint and its snapshots to it: one request for each of these.
+
+        Parameters
+        ----------
+        repair : bool
+            Store snapshots anew that are missing or damaged; their bytes follow from the log.
+
+        Returns
+        -------
+        tuple of Problem
+            Everything that is wrong; empty when all is well.
+        """
+        return audit(self.storage, until=self.state().number, repair=repair)
+
+    def _first_view(self) -> View:
+        """Read the registry for the first time."""
+        found = open_view(self.storage)
+        if found is not None:
+            # The hint was right; who wrote on since did so behind it.
+            return read_on(self.storage, found, look_beyond=False)
+        return read_on(self.storage, View(), look_beyond=True)
+
+    def _view_to_follow(self) -> View:
         """Read on to the end of the log and make sure that it is the end, for what is written there stays."""
         with self._lock:
-            state = self._read_on(self._state, look_beyond=True, use_hint=not self._was_read)
-            if state is self._state and state.number and self.storage.size(commit_path(state.number)) is None:
+            if not self._was_read:
+                self._view, self._was_read = self._first_view(), True
+            view = read_on(self.storage, self._view, look_beyond=True, use_hint=False)
+            number = view.state.number
+            if view is self._view and number and self.storage.size(commit_path(number)) is None:
                 raise FormatError(
-                    f"{self.url}: commit {state.number} was read before and is gone; the log was damaged or put back "
+                    f"{self.url}: commit {number} was read before and is gone; the log was damaged or put back "
                     "to an older state, open the registry anew to go on from what is there",
                     kind="format/log-gap",
                 )
-            self._state, self._was_read = state, True
-            return state
+            self._view = view
+            return view
 
-    def _read_on(self, state: RegistryState, *, look_beyond: bool, use_hint: bool = True) -> RegistryState:
-        """Fold every commit after a state into it."""
+    def _prepare(
+        self, actions_for: Callable[[RegistryState], Sequence[Action]], view: View, *, nonce: str
+    ) -> tuple[Commit, Draft]:
+        state = view.state
+        number, now = state.number + 1, utc_now()
+        try:
+            actions = tuple(actions_for(state))
+        except pydantic.ValidationError as error:
+            raise InvalidInputError(
+                "what is to be published cannot be written down",
+                kind="invalid-input/action",
+                problems=problems_of(error),
+            ) from error
+        if not actions:
+            raise InvalidInputError("there is nothing to publish", kind="invalid-input/no-actions")
         draft = Draft(state)
-        number, sha256 = state.number, state.sha256
-        while True:
-            found = read_commit(self.storage, number + 1, parent=sha256)
-            if found is not None:
-                commit, sha256 = found
-                number = commit.number
-                _fold(draft, commit, where=f"{self.url}/{commit_path(number)}")
-            elif not look_beyond or not has_grown(self.storage, number + 1, use_hint=use_hint):
-                break
-        return state if number == state.number else draft.freeze(number=number, sha256=sha256)
+        for action in actions:
+            draft.apply(action, commit=number, time=now)
+        index = self._checkpoint(view) if len(actions) <= _MOST_ACTIONS else None
+        commit = Commit(
+            number=number,
+            parent=state.sha256,
+            nonce=nonce,
+            time=now,
+            tool=tool_version(),
+            checkpoint=view.checkpoint,
+            index=index,
+            actions=actions,
+        )
+        return commit, draft
 
-    def _create_commit(self, commit: Commit, data: bytes) -> bool:
+    def _checkpoint(self, view: View) -> tuple[IndexEntry, ...] | None:
+        """Write the snapshots of a checkpoint when one is due; None when it is not, or cannot be made.
+
+        It is due when the commits since the last one are many or long, and long enough beside the index that all
+        indexes together stay a few times the log.
+        """
+        index_bytes = _ENTRY_BYTES * len(view.state.families)
+        due = view.since >= _CHECKPOINT_COMMITS or view.since_bytes >= _CHECKPOINT_BYTES
+        pays = 4 * view.since_bytes >= index_bytes or view.since >= 4 * _CHECKPOINT_COMMITS
+        if not (due and pays and 0 < index_bytes < Commit.max_bytes // 2):
+            return None
+        try:
+            return write_snapshots(self.storage, view.state)
+        except StorageError:
+            return None  # the commit is as good without
+
+    def _create_commit(self, commit: Commit, data: bytes, *, hints: Mapping[str, bytes]) -> bool:
         """Write a commit if nobody was first; when in doubt, what stands there decides.
 
         A storage may create the object and fail to say so: the answer is lost, the client repeats the request by
@@ -283,7 +351,7 @@ class Registry:
         path = commit_path(commit.number)
         failure: StorageError | None = None
         try:
-            if self.storage.put_if_absent(path, data, hints=head_hint(commit.number)):
+            if self.storage.put_if_absent(path, data, hints=hints):
                 return True
         except StorageError as error:
             failure = error
@@ -300,40 +368,6 @@ class Registry:
                 raise failure
             return False
         return Commit.parse(stored, where=f"{self.url}/{path}").nonce == commit.nonce
-
-
-def _prepare(
-    actions_for: Callable[[RegistryState], Sequence[Action]], state: RegistryState, *, nonce: str
-) -> tuple[Commit, Draft]:
-    number, now = state.number + 1, utc_now()
-    try:
-        actions = tuple(actions_for(state))
-    except pydantic.ValidationError as error:
-        raise InvalidInputError(
-            "what is to be published cannot be written down",
-            kind="invalid-input/action",
-            problems=problems_of(error),
-        ) from error
-    if not actions:
-        raise InvalidInputError("there is nothing to publish", kind="invalid-input/no-actions")
-    draft = Draft(state)
-    for action in actions:
-        draft.apply(action, commit=number, time=now)
-    commit = Commit(
-        number=number, parent=state.sha256, nonce=nonce, time=now, tool=tool_version(), actions=actions
-    )
-    return commit, draft
-
-
-def _fold(draft: Draft, commit: Commit, *, where: str) -> None:
-    for index, action in enumerate(commit.actions):
-        try:
-            draft.apply(action, commit=commit.number, time=commit.time)
-        except UwsError as error:
-            raise FormatError(
-                f"{where}: action {index} does not follow from the commits before it: {error}",
-                kind="format/log",
-            ) from error
 
 
 def _create(storage: Storage) -> bool:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from uws_store.errors import InvalidInputError, NotFoundError
+from uws_store.registry.slots import Families
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -155,7 +156,7 @@ class RegistryState:
     sha256 : str or None
         Hex digest of that commit's bytes, None when there is none.
     families : Mapping[str, FamilyState]
-        All families.
+        All families; looking one up may read it, which costs one request.
     taken : Mapping[str, str]
         The family that holds each collision key.
     """
@@ -230,9 +231,19 @@ class RegistryState:
         return max(holder.bases, default=0) + 1 if holder else 1
 
     def models(self) -> Iterator[ModelEntry]:
-        """All versions that were not deleted, by family name, task name, then version."""
-        for name in sorted(self.families):
-            yield from self.families[name].models()
+        """All versions that were not deleted, by family name, task name, then version.
+
+        One family is held at a time.
+        """
+        for family in self.walk():
+            yield from family.models()
+
+    def walk(self) -> Iterator[FamilyState]:
+        """All families by name; one that was not read is read, and held only by the caller."""
+        if isinstance(self.families, Families):
+            yield from self.families.walk()
+        else:
+            yield from (self.families[name] for name in sorted(self.families))
 
 
 def split_task(text: str) -> tuple[str, int | str | None]:

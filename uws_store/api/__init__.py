@@ -6,7 +6,7 @@ Names are resolved and parts joined here; the command line and the package root 
 from __future__ import annotations
 
 from uws_store.api.comparing import DiffResult, diff
-from uws_store.api.family import Family, load_model, open_family, open_registry
+from uws_store.api.family import Family, open_family, open_registry
 from uws_store.api.inspect import (
     FamilySummary,
     Lineage,
@@ -16,6 +16,7 @@ from uws_store.api.inspect import (
     list_models,
     show,
 )
+from uws_store.api.load import aload_model, load_model
 from uws_store.api.names import (
     AliasResult,
     DeleteResult,
@@ -46,6 +47,7 @@ __all__ = [
     "ModelVerdict",
     "VerifyResult",
     "add",
+    "aload_model",
     "build",
     "delete",
     "diff",

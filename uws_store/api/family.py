@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from typing import TypeVar, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
 from uws_store import layout
-from uws_store.basis import Basis
+from uws_store.basis import Basis, Decode
 from uws_store.config import default_registry_url
-from uws_store.errors import InvalidInputError, MemoryLimitError
-from uws_store.loader import LazyStateDict, fill_module
+from uws_store.errors import IncompatibleError, InvalidInputError
+from uws_store.loader import LazyStateDict, Resident, memory_errors
 from uws_store.model import Model, Tier
 from uws_store.registry import ModelEntry, Registry, RegistryState, split_task
 from uws_store.storage import StorageUrl
 
-__all__ = ["Family", "load_model", "open_family", "open_registry"]
+__all__ = [
+    "CACHE_BYTES",
+    "Family",
+    "checked_decode",
+    "open_family",
+    "open_registry",
+    "resolve_in",
+    "usable_device",
+]
 
 M = TypeVar("M", bound=torch.nn.Module)
+
+CACHE_BYTES = 1 << 30
+"""Bytes of decoded integers that an open family keeps, unless it is told otherwise."""
 
 _KEPT_BASES = 4
 _TIERS = ("compact", "exact", "mean")
@@ -82,7 +94,7 @@ _BASES = _BasisCache()
 class Family:
     """An open family: its tasks by name, any of them one call away.
 
-    Made by :func:`open_family`.
+    Made by :func:`open_family`. Threads may share it.
 
     Parameters
     ----------
@@ -90,11 +102,30 @@ class Family:
         Where it lies.
     name : str
         The family.
+    device : str or torch.device
+        Where models are made, unless a call says otherwise.
+    decode : {"canonical", "fast"}
+        The arithmetic, unless a call says otherwise.
+    cache_bytes : int
+        How many bytes of decoded integers to keep on the device for :meth:`switch` and :meth:`stack`.
     """
 
-    def __init__(self, registry: Registry, name: str) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        name: str,
+        *,
+        device: str | torch.device = "cpu",
+        decode: Decode = "canonical",
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         self.registry = registry
         self.name = name
+        self.device = usable_device(device)
+        self.decode = checked_decode(decode, tier="compact")
+        self._cache_bytes = cache_bytes
+        self._residents: dict[str, Resident] = {}
+        self._lock = threading.Lock()
         registry.state().family(name)
 
     def __repr__(self) -> str:
@@ -131,20 +162,25 @@ class Family:
         task: str,
         *,
         revision: int | str | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         tier: Tier = "compact",
+        decode: Decode | None = None,
         verify: bool = True,
     ) -> LazyStateDict:
-        """Load a model; see :func:`load_model`."""
+        """Load a model; see :func:`load_model`. Device and arithmetic are the family's own when absent."""
         if tier not in _TIERS:
             raise InvalidInputError(
                 f"tier is one of {', '.join(_TIERS)}, not {tier!r}", kind="invalid-input/tier"
             )
         if dtype is not None and not dtype.is_floating_point:
             raise InvalidInputError(f"weights cannot be loaded as {dtype}", kind="invalid-input/dtype")
-        place = _device(device)
+        place = self.device if device is None else usable_device(device)
+        arithmetic = checked_decode(self.decode if decode is None else decode, tier=tier)
         entry = self.resolve(task, revision=revision)
+        with self._lock:
+            resident = self._residents.get(entry.basis_digest)
+        ready = resident is not None and (resident.device, resident.decode) == (place, arithmetic)
         return LazyStateDict(
             self.model(entry),
             family=self.name,
@@ -154,7 +190,142 @@ class Family:
             device=place,
             dtype=dtype,
             verify=verify,
+            decode=arithmetic,
+            decoder=resident.decoder if resident is not None and ready else None,
         )
+
+    def resident(self, digest: str | None = None) -> Resident:
+        """The family's basis on its device, the newest revision's or the one with a digest; kept from the first call."""
+        basis = self.basis(digest)
+        with self._lock:
+            found = self._residents.get(basis.digest)
+            if found is None:
+                found = self._residents[basis.digest] = Resident(
+                    basis, device=self.device, decode=self.decode, cache_bytes=self._cache_bytes
+                )
+            return found
+
+    def switch(
+        self,
+        module: M,
+        task: str,
+        *,
+        revision: int | str | None = None,
+        strict: bool = True,
+        verify: bool = True,
+    ) -> M:
+        """Overwrite a module's weights with those of another task, in place, at tier ``compact``.
+
+        The basis stays on the family's device, and so do the integers of the models that were used last: switching
+        to one of them moves nothing from the host. Parameters, optimizers and captured graphs that refer to the
+        module's tensors stay valid. Switches of one module wait for each other; those of several run side by side.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            A module that the weights fit. On the meta device it is filled by assignment.
+        task : str
+            The task; it may carry ``@revision``.
+        revision : int or str, optional
+            A version or an alias; the newest version when absent.
+        strict : bool
+            As in :meth:`torch.nn.Module.load_state_dict`.
+        verify : bool
+            Check each tensor against its SHA-256 on record, the first time that a model is made here.
+
+        Returns
+        -------
+        torch.nn.Module
+            The same module.
+
+        Raises
+        ------
+        UwsError
+            As :func:`load_model` with ``into``; the module is as it was.
+        """
+        entry = self.resolve(task, revision=revision)
+        resident = self.resident(entry.basis_digest)
+        hot = resident.hot(entry.digest, functools.partial(self.model, entry))
+        resident.switch(module, hot, strict=strict, verify=verify, name=f"{self.name}/{entry.task}")
+        return module
+
+    def stack(self, tasks: Sequence[str], *, verify: bool = True) -> dict[str, torch.Tensor]:
+        """Make several models and stack each of their tensors, at tier ``compact``.
+
+        What comes back is what :func:`torch.func.functional_call` takes under :func:`torch.func.vmap`, to run all of
+        them on the same input at once.
+
+        Parameters
+        ----------
+        tasks : sequence of str
+            At least one; each may carry ``@revision``.
+        verify : bool
+            Check each tensor against its SHA-256 on record, the first time that a model is made here.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            Each (tasks, ...), on the family's device.
+
+        Raises
+        ------
+        IncompatibleError
+            When a tensor is missing in one of the models, or its shape or dtype differs (kind
+            ``incompatible/stack``), as heads of several sizes do.
+        """
+        if not tasks:
+            raise InvalidInputError("name at least one task to stack", kind="invalid-input/task")
+        stacked: dict[str, torch.Tensor] = {}
+        for place, task in enumerate(tasks):
+            entry = self.resolve(task)
+            resident = self.resident(entry.basis_digest)
+            hot = resident.hot(entry.digest, functools.partial(self.model, entry))
+            made = resident.with_ties(hot, resident.make(hot, tier="compact", verify=verify))
+            with memory_errors(f"{len(tasks)} models of {self.name}", self.device):
+                if not stacked:
+                    stacked = {
+                        name: torch.empty(
+                            (len(tasks), *tensor.shape), dtype=tensor.dtype, device=tensor.device
+                        )
+                        for name, tensor in made.items()
+                    }
+                _require_alike(stacked, made, first=tasks[0], other=task)
+                for name, tensor in made.items():
+                    stacked[name][place] = tensor
+        return stacked
+
+
+def _require_alike(
+    stacked: Mapping[str, torch.Tensor], made: Mapping[str, torch.Tensor], *, first: str, other: str
+) -> None:
+    problems = [
+        f"{name} is {_described(stacked, name, 1)} in {first} and {_described(made, name, 0)} in {other}"
+        for name in {**stacked, **made}
+        if _described(stacked, name, 1) != _described(made, name, 0)
+    ]
+    if problems:
+        raise IncompatibleError(
+            f"{other} cannot be stacked on {first}: " + "; ".join(problems[:5]), kind="incompatible/stack"
+        )
+
+
+def _described(tensors: Mapping[str, torch.Tensor], name: str, skipped: int) -> str:
+    found = tensors.get(name)
+    return "missing" if found is None else f"{tuple(found.shape[skipped:])} {found.dtype}"
+
+
+def checked_decode(decode: Decode, *, tier: Tier) -> Decode:
+    """Refuse an arithmetic that is none, or that a tier cannot be made by."""
+    if decode not in {"canonical", "fast"}:
+        raise InvalidInputError(
+            f"decode is 'canonical' or 'fast', not {decode!r}", kind="invalid-input/decode"
+        )
+    if decode == "fast" and tier == "exact":
+        raise InvalidInputError(
+            "tier 'exact' is bit-identical to the source and needs decode='canonical'",
+            kind="invalid-input/decode",
+        )
+    return decode
 
 
 def resolve_in(state: RegistryState, family: str, task: str, *, revision: int | str | None) -> ModelEntry:
@@ -168,7 +339,8 @@ def resolve_in(state: RegistryState, family: str, task: str, *, revision: int | 
     return state.resolve(family, name, revision=at if revision is None else revision)
 
 
-def _device(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
+    """Refuse a device that cannot hold weights, or that this machine has not."""
     try:
         place = torch.device(device)
         # Also refuses a device that this build or machine has not.
@@ -185,8 +357,15 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def open_family(family: str, *, registry: str | Registry | None = None) -> Family:
-    """Open a family, to load many of its models.
+def open_family(
+    family: str,
+    *,
+    registry: str | Registry | None = None,
+    device: str | torch.device = "cpu",
+    decode: Decode = "canonical",
+    cache_bytes: int = CACHE_BYTES,
+) -> Family:
+    """Open a family, to load many of its models, or to switch a module between them.
 
     Parameters
     ----------
@@ -194,109 +373,17 @@ def open_family(family: str, *, registry: str | Registry | None = None) -> Famil
         Its name.
     registry : str or Registry, optional
         URL or path of the registry; by default ``UWS_STORE_REGISTRY``, else the user's data folder.
+    device : str or torch.device
+        Where models are made. :meth:`Family.switch` keeps the basis there.
+    decode : {"canonical", "fast"}
+        ``canonical`` gives the bits on record, on every machine; ``fast`` makes products in float32, within a bound
+        of them that :func:`uws_store.canonical.fast_bound` derives.
+    cache_bytes : int
+        How many bytes of decoded integers :meth:`Family.switch` and :meth:`Family.stack` keep on the device.
 
     Raises
     ------
     NotFoundError
         When there is no such registry or family.
     """
-    return Family(open_registry(registry), family)
-
-
-@overload
-def load_model(
-    family: str,
-    task: str,
-    *,
-    registry: str | Registry | None = None,
-    revision: int | str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    tier: Tier = "compact",
-    into: None = None,
-    strict: bool = True,
-    verify: bool = True,
-) -> LazyStateDict: ...
-
-
-@overload
-def load_model(
-    family: str,
-    task: str,
-    *,
-    registry: str | Registry | None = None,
-    revision: int | str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    tier: Tier = "compact",
-    into: M,
-    strict: bool = True,
-    verify: bool = True,
-) -> M: ...
-
-
-def load_model(
-    family: str,
-    task: str,
-    *,
-    registry: str | Registry | None = None,
-    revision: int | str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    tier: Tier = "compact",
-    into: torch.nn.Module | None = None,
-    strict: bool = True,
-    verify: bool = True,
-) -> LazyStateDict | torch.nn.Module:
-    """Load one model of a family.
-
-    Parameters
-    ----------
-    family, task : str
-        Names; the task may be ``task@3`` or ``task@prod``.
-    registry : str or Registry, optional
-        URL or path; by default ``UWS_STORE_REGISTRY``, else the user's data folder.
-    revision : int or str, optional
-        A version or an alias; the newest version when absent.
-    device : str or torch.device
-        Where tensors are reconstructed.
-    dtype : torch.dtype, optional
-        Convert floating-point tensors to this; each tensor's own type when absent.
-    tier : {"compact", "exact", "mean"}
-        ``compact`` is what every model has; ``exact`` is bit-identical to the source, where it was stored so;
-        ``mean`` is the zoo's mean, for comparison.
-    into : torch.nn.Module, optional
-        Fill this module and return it; it may be on the meta device. On failure it is left as it was.
-    strict : bool
-        With ``into``: as in :meth:`torch.nn.Module.load_state_dict`.
-    verify : bool
-        Check each tensor against its SHA-256 on record.
-
-    Returns
-    -------
-    LazyStateDict or torch.nn.Module
-        A mapping of names to tensors, each reconstructed when it is first touched; or the filled module.
-
-    Raises
-    ------
-    NotFoundError
-        No such registry, family, task or version.
-    FidelityError
-        The tier was not stored (``fidelity/no-exact-tier``).
-    FormatError
-        Stored bytes are damaged, or were written by a newer version.
-    IncompatibleError
-        The weights do not fit ``into`` or ``dtype``.
-    """
-    weights = open_family(family, registry=registry).load(
-        task, revision=revision, device=device, dtype=dtype, tier=tier, verify=verify
-    )
-    if into is None:
-        return weights
-    try:
-        tensors = weights.materialize()
-    except torch.OutOfMemoryError as error:
-        raise MemoryLimitError(
-            f"{family}/{weights.task} does not fit on {weights.device}: {error}", kind="memory-limit/device"
-        ) from error
-    return fill_module(into, tensors, strict=strict, name=f"{family}/{weights.task}")
+    return Family(open_registry(registry), family, device=device, decode=decode, cache_bytes=cache_bytes)

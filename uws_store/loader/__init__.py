@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from uws_store.loader.lazy import LazyStateDict
+from uws_store.loader.conversion import memory_errors
+from uws_store.loader.lazy import LazyStateDict, TensorSlice
 from uws_store.loader.module import fill_module
+from uws_store.loader.resident import Resident
 
-__all__ = ["LazyStateDict", "fill_module"]
+__all__ = ["LazyStateDict", "Resident", "TensorSlice", "fill_module", "memory_errors"]

@@ -7,17 +7,47 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from uws_store.errors import IncompatibleError, NotFoundError
-from uws_store.tensor_bytes import digest_of
+from uws_store.errors import NotFoundError
+from uws_store.loader.conversion import converted, memory_errors
+from uws_store.loader.decoding import Checks, make_tensors
 
 if TYPE_CHECKING:
+    from uws_store.basis import Decode, Decoder
     from uws_store.model import Model, Tier
 
-__all__ = ["LazyStateDict"]
+__all__ = ["LazyStateDict", "TensorSlice"]
+
+
+class TensorSlice:
+    """A tensor that is reconstructed when it is indexed, as safetensors' ``get_slice`` gives.
+
+    Parameters
+    ----------
+    weights : LazyStateDict
+        The model's weights.
+    name : str
+        The tensor.
+    """
+
+    def __init__(self, weights: LazyStateDict, name: str) -> None:
+        self._weights = weights
+        self._name = name
+
+    def get_shape(self) -> list[int]:
+        """Shape of the whole tensor; nothing is read."""
+        return list(self._weights.shape(self._name))
+
+    def get_dtype(self) -> str:
+        """The safetensors name of the dtype that the tensor is stored with; nothing is read."""
+        return self._weights.model.sources[self._name].dtype.name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:  # noqa: ANN401 - whatever a tensor takes
+        part: torch.Tensor = self._weights[self._name][index]
+        return part
 
 
 class LazyStateDict(Mapping[str, torch.Tensor]):
@@ -41,7 +71,12 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
     dtype : torch.dtype or None
         Convert floating-point tensors to this; None keeps each tensor's own.
     verify : bool
-        Check every tensor against its digest on record, before conversion.
+        Check every tensor against its digest on record, before conversion. Tensors that were decoded fast have no
+        digest; the objects they come from are checked all the same.
+    decode : {"canonical", "fast"}
+        The arithmetic.
+    decoder : Decoder, optional
+        The basis, ready on the device; made when absent.
     """
 
     def __init__(
@@ -55,6 +90,8 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
         device: torch.device,
         dtype: torch.dtype | None,
         verify: bool,
+        decode: Decode = "canonical",
+        decoder: Decoder | None = None,
     ) -> None:
         model.require_tier(tier)
         self.model = model
@@ -64,9 +101,12 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
         self.tier = tier
         self.device = device
         self.dtype = dtype
+        self.decode = decode
+        self._decoder = decoder
         self._verify = verify
+        self._checks = Checks(model, tier=tier, coded=decode == "canonical")
         self._made: dict[str, torch.Tensor] = {}
-        self._digests: dict[str, bytes] = {}
+        self._moved = False
         self._lock = threading.RLock()
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -81,11 +121,11 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
         with self._lock:
             found = self._made.get(key)
             if found is None:
-                made = self.model.tensor(key, tier=self.tier, device=self.device)
-                if self._verify and self.tier != "mean":
-                    digest = self._digests[key] = digest_of(made)
-                    self.model.require_digest(key, digest, tier=self.tier)
-                found = self._made[key] = self._converted(key, made)
+                with memory_errors(f"{name} of {self.family}/{self.task}", self.device):
+                    made = self.model.tensor(
+                        key, tier=self.tier, device=self.device, decode=self.decode, decoder=self._decoder
+                    )
+                    found = self._made[key] = self._finished(key, made)
             return found
 
     def __iter__(self) -> Iterator[str]:
@@ -98,43 +138,79 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
         return name in self.model.sources
 
     def __repr__(self) -> str:
+        fast = ", decode='fast'" if self.decode == "fast" else ""
         return (
-            f"LazyStateDict({self.family!r}, {self.task!r}, version={self.version}, tier={self.tier!r}, "
+            f"LazyStateDict({self.family!r}, {self.task!r}, version={self.version}, tier={self.tier!r}{fast}, "
             f"device={str(self.device)!r}, {len(self)} tensors, {len(self._made)} reconstructed)"
         )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reconstructing it."""
+        if name not in self.model.sources:
+            self[name]  # says what there is
         return self.model.sources[name].shape
 
-    def materialize(self) -> dict[str, torch.Tensor]:
+    def get_slice(self, name: str) -> TensorSlice:
+        """A tensor to be indexed: ``weights.get_slice(name)[a:b]`` reads the ranges of its read group and no others."""
+        self.shape(name)
+        return TensorSlice(self, name)
+
+    def to(self, device: str | torch.device) -> LazyStateDict:
+        """The same weights on another device; what was made is copied, the rest will be made there."""
+        place = torch.device(device)
+        moved = LazyStateDict(
+            self.model,
+            family=self.family,
+            task=self.task,
+            version=self.version,
+            tier=self.tier,
+            device=place,
+            dtype=self.dtype,
+            verify=self._verify,
+            decode=self.decode,
+        )
+        with self._lock, memory_errors(f"{self.family}/{self.task}", place):
+            moved._made = {name: tensor.to(place) for name, tensor in self._made.items()}
+            moved._moved = bool(moved._made)
+        return moved
+
+    def materialize(self, *, stopped: threading.Event | None = None) -> dict[str, torch.Tensor]:
         """Reconstruct everything, with one request per stored object, and return a plain dict.
+
+        Parameters
+        ----------
+        stopped : threading.Event, optional
+            When another thread sets it, no further tensors are made, and what was made so far is returned.
 
         Raises
         ------
         FormatError
             When any stored byte is damaged; with ``verify`` the digests of all tensors together are compared with
             the whole SHA-256 on record.
+        MemoryLimitError
+            When the tensors do not fit on the device (kind ``memory-limit/device``).
         """
-        if len(self._made) < len(self):
-            self.model.basis.prefetch()
-            if self.tier != "mean":
-                self.model.read_all()
-        tensors = {name: self[name] for name in self}
-        if self._verify and self.tier != "mean":
-            self.model.require_root(self._digests, tier=self.tier)
-        self.model.forget()
-        return tensors
+        keys = {name: source.tied_to or name for name, source in self.model.sources.items()}
+        with self._lock:
+            left = {key for key in keys.values() if key not in self._made}
+            if left:
+                with memory_errors(f"{self.family}/{self.task}", self.device):
+                    self._made |= make_tensors(
+                        self.model,
+                        left,
+                        decoder=self._decoder or self.model.decoder(self.device, self.decode),
+                        tier=self.tier,
+                        done=self._finished,
+                        stopped=stopped,
+                    )
+            if stopped is None or not stopped.is_set():
+                # Tensors that came from elsewhere, as in `to`, were compared with the record one by one.
+                if self._verify and not self._moved:
+                    self._checks.finish()
+                self.model.forget()
+            return {name: self._made[key] for name, key in keys.items() if key in self._made}
 
-    def _converted(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if self.dtype is None or not tensor.is_floating_point() or tensor.dtype == self.dtype:
-            return tensor
-        converted = tensor.to(self.dtype)
-        # Some types have no infinity and turn what they cannot hold into NaN.
-        if not bool((torch.isfinite(converted.to(torch.float32)) | ~torch.isfinite(tensor)).all()):
-            raise IncompatibleError(
-                f"{name}: {self.dtype} cannot hold its largest weight, {float(tensor.abs().max()):.3g}; load it as "
-                f"{tensor.dtype}",
-                kind="incompatible/dtype",
-            )
-        return converted
+    def _finished(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if self._verify:
+            self._checks.check(name, tensor)
+        return converted(name, tensor, self.dtype)

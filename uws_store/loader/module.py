@@ -6,16 +6,99 @@ it was; the wording of missing and unexpected keys is torch's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from uws_store.errors import IncompatibleError
 
-__all__ = ["fill_module"]
+__all__ = ["Fit", "fill_module", "fit_module"]
 
 M = TypeVar("M", bound=torch.nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a module's own tensors correspond to a state dict.
+
+    Attributes
+    ----------
+    own : dict of str to torch.Tensor
+        What of the module will be filled: its parameters and persistent buffers that the state dict has.
+    on_meta : bool
+        Whether some of the module has no memory, so that it must be filled by assignment.
+    """
+
+    own: dict[str, torch.Tensor]
+    on_meta: bool
+
+
+def fit_module(
+    module: torch.nn.Module,
+    names: Mapping[str, object],
+    *,
+    strict: bool,
+    name: str,
+    shape_of: Callable[[str], tuple[int, ...]],
+) -> Fit:
+    """Compare a module with a state dict that need not exist yet; touches neither.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        With or without memory behind its parameters.
+    names : mapping
+        Keyed by the state dict's names.
+    strict : bool
+        As in :meth:`torch.nn.Module.load_state_dict`. A key is not missing when the module ties it to one that is
+        there.
+    name : str
+        What is loaded, for messages.
+    shape_of : callable
+        Shape of a tensor of the state dict.
+
+    Raises
+    ------
+    IncompatibleError
+        When keys or shapes do not fit, or a tensor without memory would be left (kind ``incompatible/module``).
+    """
+    own = module.state_dict(keep_vars=True)
+    filled = {id(value) for key, value in own.items() if key in names}
+    missing = [key for key, value in own.items() if key not in names and id(value) not in filled]
+    unexpected = [key for key in names if key not in own]
+    problems: list[str] = []
+    if strict and unexpected:
+        problems.append(
+            "Unexpected key(s) in state_dict: " + ", ".join(f'"{key}"' for key in unexpected) + ". "
+        )
+    if strict and missing:
+        problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{key}"' for key in missing) + ". ")
+    fitting = {key: value for key, value in own.items() if key in names and isinstance(value, torch.Tensor)}
+    problems += [
+        f"size mismatch for {key}: copying a param with shape {torch.Size(shape_of(key))} from checkpoint, "
+        f"the shape in current model is {value.shape}."
+        for key, value in fitting.items()
+        if shape_of(key) != tuple(value.shape)
+    ]
+    empty = [key for key in missing if isinstance(own[key], torch.Tensor) and own[key].is_meta]
+    if not strict and empty:
+        problems.append("these have no memory and no weights to load: " + ", ".join(empty))
+    lost = [key for key, value in module.named_buffers() if value.is_meta and key not in own]
+    if strict and lost:
+        problems.append(
+            "these buffers are not persistent, so no checkpoint has them, and they have no memory: "
+            + ", ".join(lost)
+            + ". Make them on a device before, or pass strict=False and make them after"
+        )
+    if problems:
+        raise IncompatibleError(
+            f"Error(s) in loading state_dict for {type(module).__name__} from {name}:\n\t"
+            + "\n\t".join(problems),
+            kind="incompatible/module",
+        )
+    return Fit(fitting, any(value.is_meta for value in fitting.values()))
 
 
 def fill_module(module: M, tensors: Mapping[str, torch.Tensor], *, strict: bool, name: str) -> M:
@@ -24,7 +107,7 @@ def fill_module(module: M, tensors: Mapping[str, torch.Tensor], *, strict: bool,
     Parameters
     ----------
     module : torch.nn.Module
-        With or without memory behind its parameters.
+        With or without memory behind its parameters. Parameters that are one stay one.
     tensors : mapping of str to torch.Tensor
         The whole state dict, already reconstructed.
     strict : bool
@@ -42,31 +125,29 @@ def fill_module(module: M, tensors: Mapping[str, torch.Tensor], *, strict: bool,
     IncompatibleError
         When keys or shapes do not fit (kind ``incompatible/module``); the module is as it was.
     """
-    own = module.state_dict()
-    on_meta = any(value.is_meta for value in own.values())
-    missing = [key for key in own if key not in tensors]
-    unexpected = [key for key in tensors if key not in own]
-    problems: list[str] = []
-    if strict and unexpected:
-        problems.append(
-            "Unexpected key(s) in state_dict: " + ", ".join(f'"{key}"' for key in unexpected) + ". "
-        )
-    if strict and missing:
-        problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{key}"' for key in missing) + ". ")
-    problems += [
-        f"size mismatch for {key}: copying a param with shape {tensors[key].shape} from checkpoint, "
-        f"the shape in current model is {own[key].shape}."
-        for key in own
-        if key in tensors and tensors[key].shape != own[key].shape
-    ]
-    if not strict and on_meta and (left := [key for key in missing if own[key].is_meta]):
-        problems.append("these have no memory and no weights to load: " + ", ".join(left))
-    if problems:
-        raise IncompatibleError(
-            f"Error(s) in loading state_dict for {type(module).__name__} from {name}:\n\t"
-            + "\n\t".join(problems),
-            kind="incompatible/module",
-        )
-    # With assign the module takes the tensors themselves; a tied tensor stays tied because it is one tensor.
-    module.load_state_dict(dict(tensors), strict=strict, assign=on_meta)
+    fit = fit_module(
+        module, tensors, strict=strict, name=name, shape_of=lambda key: tuple(tensors[key].shape)
+    )
+    ties = _ties(module) if fit.on_meta else []
+    # Names were compared above; torch would call a tied one missing.
+    module.load_state_dict({key: tensors[key] for key in fit.own}, strict=False, assign=fit.on_meta)
+    for names in ties:
+        # Assignment gives each name a parameter of its own.
+        source = next((key for key in names if key in tensors), None)
+        if source is not None:
+            for key in names:
+                _set_parameter(module, key, module.get_parameter(source))
     return module
+
+
+def _ties(module: torch.nn.Module) -> list[list[str]]:
+    """Names of parameters that are one, those of each in a list."""
+    names: dict[int, list[str]] = {}
+    for key, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(key)
+    return [keys for keys in names.values() if len(keys) > 1]
+
+
+def _set_parameter(module: torch.nn.Module, key: str, parameter: torch.nn.Parameter) -> None:
+    owner, _, last = key.rpartition(".")
+    setattr(module.get_submodule(owner), last, parameter)

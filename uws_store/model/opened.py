@@ -111,7 +111,13 @@ class Model:
             )
 
     def tensor(
-        self, name: str, *, tier: Tier, device: torch.device, decode: Decode = "canonical"
+        self,
+        name: str,
+        *,
+        tier: Tier,
+        device: torch.device,
+        decode: Decode = "canonical",
+        decoder: Decoder | None = None,
     ) -> torch.Tensor:
         """Decode one tensor.
 
@@ -127,6 +133,8 @@ class Model:
             Where to reconstruct; the bits do not depend on it.
         decode : {"canonical", "fast"}
             The arithmetic; ``exact`` needs the canonical one.
+        decoder : Decoder, optional
+            The basis, ready on the device; :meth:`decoder` when absent.
 
         Raises
         ------
@@ -136,14 +144,14 @@ class Model:
         source = self.sources[name]
         if source.kind == "tied":
             assert source.tied_to is not None
-            return self.tensor(source.tied_to, tier=tier, device=device, decode=decode)
+            return self.tensor(source.tied_to, tier=tier, device=device, decode=decode, decoder=decoder)
         if source.kind != "coded":
             return self.stored_tensor(name).to(device)
         with self._lock:
             key = (tier, str(device), decode)
             found = self._ready.pop((name, *key), None)
             if found is None:
-                decoder = self.decoder(device, decode)
+                decoder = decoder or self.decoder(device, decode)
                 made = self.decode_job(decoder, decoder.job_of[name], tier=tier)
                 found = made.pop(name)
                 self._ready |= {(other, *key): tensor for other, tensor in made.items()}

@@ -1,0 +1,211 @@
+"""Loading one model by its name: now, or in a thread while a server goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TypeVar, overload
+
+import torch
+
+from uws_store.api.family import open_family
+from uws_store.basis import Decode
+from uws_store.loader import LazyStateDict, fill_module
+from uws_store.model import Tier
+from uws_store.registry import Registry
+
+__all__ = ["aload_model", "load_model"]
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+@overload
+def load_model(
+    family: str,
+    task: str,
+    *,
+    registry: str | Registry | None = None,
+    revision: int | str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    tier: Tier = "compact",
+    decode: Decode = "canonical",
+    into: None = None,
+    strict: bool = True,
+    verify: bool = True,
+) -> LazyStateDict: ...
+
+
+@overload
+def load_model(
+    family: str,
+    task: str,
+    *,
+    registry: str | Registry | None = None,
+    revision: int | str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    tier: Tier = "compact",
+    decode: Decode = "canonical",
+    into: M,
+    strict: bool = True,
+    verify: bool = True,
+) -> M: ...
+
+
+def load_model(
+    family: str,
+    task: str,
+    *,
+    registry: str | Registry | None = None,
+    revision: int | str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    tier: Tier = "compact",
+    decode: Decode = "canonical",
+    into: torch.nn.Module | None = None,
+    strict: bool = True,
+    verify: bool = True,
+) -> LazyStateDict | torch.nn.Module:
+    """Load one model of a family.
+
+    Parameters
+    ----------
+    family, task : str
+        Names; the task may be ``task@3`` or ``task@prod``.
+    registry : str or Registry, optional
+        URL or path; by default ``UWS_STORE_REGISTRY``, else the user's data folder.
+    revision : int or str, optional
+        A version or an alias; the newest version when absent.
+    device : str or torch.device
+        Where tensors are reconstructed.
+    dtype : torch.dtype, optional
+        Convert floating-point tensors to this; each tensor's own type when absent.
+    tier : {"compact", "exact", "mean"}
+        ``compact`` is what every model has; ``exact`` is bit-identical to the source, where it was stored so;
+        ``mean`` is the zoo's mean, for comparison.
+    decode : {"canonical", "fast"}
+        ``canonical`` gives the bits on record, on every machine; ``fast`` makes products in float32, within a bound
+        of them that :func:`uws_store.canonical.fast_bound` derives, and has no digests to be checked against.
+    into : torch.nn.Module, optional
+        Fill this module and return it; it may be on the meta device. On failure it is left as it was.
+    strict : bool
+        With ``into``: as in :meth:`torch.nn.Module.load_state_dict`.
+    verify : bool
+        Check each tensor against its SHA-256 on record.
+
+    Returns
+    -------
+    LazyStateDict or torch.nn.Module
+        A mapping of names to tensors, each reconstructed when it is first touched; or the filled module.
+
+    Raises
+    ------
+    NotFoundError
+        No such registry, family, task or version.
+    FidelityError
+        The tier was not stored (``fidelity/no-exact-tier``).
+    FormatError
+        Stored bytes are damaged, or were written by a newer version.
+    IncompatibleError
+        The weights do not fit ``into`` or ``dtype``.
+    MemoryLimitError
+        They do not fit on the device (``memory-limit/device``).
+    """
+    weights = open_family(family, registry=registry).load(
+        task, revision=revision, device=device, dtype=dtype, tier=tier, decode=decode, verify=verify
+    )
+    if into is None:
+        return weights
+    return fill_module(into, weights.materialize(), strict=strict, name=f"{family}/{weights.task}")
+
+
+@overload
+async def aload_model(
+    family: str,
+    task: str,
+    *,
+    registry: str | Registry | None = None,
+    revision: int | str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    tier: Tier = "compact",
+    decode: Decode = "canonical",
+    into: None = None,
+    strict: bool = True,
+    verify: bool = True,
+) -> LazyStateDict: ...
+
+
+@overload
+async def aload_model(
+    family: str,
+    task: str,
+    *,
+    registry: str | Registry | None = None,
+    revision: int | str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    tier: Tier = "compact",
+    decode: Decode = "canonical",
+    into: M,
+    strict: bool = True,
+    verify: bool = True,
+) -> M: ...
+
+
+async def aload_model(
+    family: str,
+    task: str,
+    *,
+    registry: str | Registry | None = None,
+    revision: int | str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    tier: Tier = "compact",
+    decode: Decode = "canonical",
+    into: torch.nn.Module | None = None,
+    strict: bool = True,
+    verify: bool = True,
+) -> LazyStateDict | torch.nn.Module:
+    """Load one model in a thread, for servers: as :func:`load_model`, but every tensor is made before it returns.
+
+    When the task that awaits it is cancelled, no further tensor is begun, ``into`` is left as it was, and the
+    cancellation goes on once the thread has stopped.
+
+    Returns
+    -------
+    LazyStateDict or torch.nn.Module
+        A mapping whose tensors are all made; or the filled module.
+
+    Raises
+    ------
+    UwsError
+        As :func:`load_model`.
+    """
+    stopped = threading.Event()
+    filling = threading.Lock()
+
+    def load() -> LazyStateDict | torch.nn.Module | None:
+        weights = open_family(family, registry=registry).load(
+            task, revision=revision, device=device, dtype=dtype, tier=tier, decode=decode, verify=verify
+        )
+        tensors = weights.materialize(stopped=stopped)
+        with filling:
+            if stopped.is_set():
+                return None
+            if into is None:
+                return weights
+            return fill_module(into, tensors, strict=strict, name=f"{family}/{weights.task}")
+
+    running = asyncio.get_running_loop().run_in_executor(None, load)
+    try:
+        found = await asyncio.shield(running)
+    except asyncio.CancelledError:
+        with filling:
+            stopped.set()
+        await asyncio.wait({running})
+        running.exception()  # what it met no longer matters
+        raise
+    assert found is not None
+    return found

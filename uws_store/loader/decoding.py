@@ -1,0 +1,124 @@
+"""Making all tensors of a model at once: side by side, each checked against its digest before anything is given out.
+
+Knows nothing about names of families, nor where tensors go.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Collection
+
+import torch
+
+from uws_store.basis import Decoder
+from uws_store.loader.workers import run_tasks
+from uws_store.model import Model, Tier
+from uws_store.tensor_bytes import digest_of
+
+__all__ = ["Checks", "make_tensors"]
+
+_PARALLEL_COEFFICIENTS = 1 << 20
+
+Made = dict[str, torch.Tensor]
+
+
+class Checks:
+    """Digests of a model's tensors as they are made; threads may share it.
+
+    Parameters
+    ----------
+    model : Model
+        Whose record they are compared with.
+    tier : {"compact", "exact", "mean"}
+        The fidelity.
+    coded : bool
+        Whether coded tensors have digests too: those that were decoded fast have none.
+    """
+
+    def __init__(self, model: Model, *, tier: Tier, coded: bool) -> None:
+        self._model = model
+        self._tier = tier
+        self._coded = coded
+        self._digests: dict[str, bytes] = {}
+
+    def check(self, name: str, tensor: torch.Tensor) -> None:
+        """Compare a tensor's digest with the record.
+
+        Raises
+        ------
+        FormatError
+            Kind ``format/tensor-digest``.
+        """
+        if self._tier == "mean" or (not self._coded and self._model.sources[name].kind == "coded"):
+            return
+        digest = digest_of(tensor)
+        self._model.require_digest(name, digest, tier=self._tier)
+        self._digests[name] = digest
+
+    def finish(self) -> None:
+        """Compare all digests together with the root on record; to be called when every tensor was checked.
+
+        Raises
+        ------
+        FormatError
+            Kind ``format/tensor-digest``.
+        """
+        if self._tier != "mean" and self._coded:
+            self._model.require_root(self._digests, tier=self._tier)
+
+
+def make_tensors(
+    model: Model,
+    names: Collection[str],
+    *,
+    decoder: Decoder,
+    tier: Tier,
+    done: Callable[[str, torch.Tensor], torch.Tensor],
+    stopped: threading.Event | None = None,
+) -> Made:
+    """Make tensors of a model, with one request per stored object.
+
+    Parameters
+    ----------
+    model : Model
+        The open model.
+    names : collection of str
+        Which tensors; none of them tied. What is made together with them is dropped.
+    decoder : Decoder
+        The model's basis on the device.
+    tier : {"compact", "exact", "mean"}
+        The fidelity.
+    done : callable
+        Called with each tensor, from any thread; what it returns is kept.
+    stopped : threading.Event, optional
+        When it is set, no further tensors are made.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Fewer than were asked for when it was stopped.
+    """
+    model.basis.prefetch()
+    if tier != "mean":
+        model.read_all()
+    wanted = frozenset(names)
+    jobs = sorted({decoder.job_of[name] for name in wanted if model.sources[name].kind == "coded"})
+    # The longest first, so that no thread is left with one at the end.
+    jobs.sort(key=lambda index: -decoder.jobs[index].coefficients)
+
+    def decode(index: int) -> Made:
+        made = model.decode_job(decoder, index, tier=tier)
+        return {name: done(name, tensor) for name, tensor in made.items() if name in wanted}
+
+    def read(name: str) -> Made:
+        return {name: done(name, model.stored_tensor(name).to(decoder.device))}
+
+    tasks = [functools.partial(decode, index) for index in jobs]
+    tasks += [functools.partial(read, name) for name in wanted if model.sources[name].kind != "coded"]
+    coefficients = sum(decoder.jobs[index].coefficients for index in jobs)
+    parallel = decoder.device.type == "cpu" and coefficients >= _PARALLEL_COEFFICIENTS
+    found: Made = {}
+    for made in run_tasks(tasks, parallel=parallel, stopped=stopped):
+        found |= made
+    return found

@@ -1,0 +1,97 @@
+"""Threads that decode: one torch thread each, as many as torch uses.
+
+Tensors are decoded side by side, each by one thread: entropy decoding, hashing and small steps then use all cores,
+which a product that is split over threads leaves idle. Owns the pool; knows nothing of what is run in it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+__all__ = ["run_tasks"]
+
+T = TypeVar("T")
+
+
+class _Pool:
+    """The process's decoding threads; made anew in a forked process, or when torch is given other threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: tuple[int, int, ThreadPoolExecutor] | None = None
+
+    def get(self, threads: int) -> ThreadPoolExecutor:
+        with self._lock:
+            key = (os.getpid(), threads)
+            if self._made is None or self._made[:2] != key:
+                if self._made is not None and self._made[0] == key[0]:
+                    self._made[2].shutdown(wait=False)
+                self._made = (*key, _start(threads))
+            return self._made[2]
+
+
+def _start(threads: int) -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="uws-decode")
+    ready = threading.Barrier(threads + 1)
+
+    def prepare() -> None:
+        # torch keeps the number per thread, once a thread has one.
+        torch.set_num_threads(1)
+        ready.wait()
+
+    for _ in range(threads):
+        pool.submit(prepare)
+    ready.wait()
+    torch.set_num_threads(threads)
+    return pool
+
+
+_POOL = _Pool()
+
+
+def run_tasks(
+    tasks: Sequence[Callable[[], T]], *, parallel: bool, stopped: threading.Event | None = None
+) -> list[T]:
+    """Run tasks and return their results in order.
+
+    Parameters
+    ----------
+    tasks : sequence of callable
+        What to run.
+    parallel : bool
+        Whether to use the pool; one after the other otherwise.
+    stopped : threading.Event, optional
+        When it is set, no further task begins and the results so far are returned.
+
+    Raises
+    ------
+    Exception
+        The first that a task raises; tasks that have not begun are dropped.
+    """
+    threads = torch.get_num_threads()
+
+    def unless_stopped(task: Callable[[], T]) -> T | None:
+        return None if stopped is not None and stopped.is_set() else task()
+
+    if not parallel or threads == 1 or len(tasks) < 2:
+        results = [unless_stopped(task) for task in tasks]
+    else:
+        futures = [_POOL.get(threads).submit(unless_stopped, task) for task in tasks]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            for future in futures:
+                future.cancel()
+        wait(futures)
+        for future in futures:
+            error = None if future.cancelled() else future.exception()
+            if error is not None:
+                raise error
+        results = [future.result() for future in futures]
+    return [result for result in results if result is not None]

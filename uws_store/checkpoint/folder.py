@@ -50,6 +50,8 @@ _TRAINING_STATE = re.compile(
 )
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})")
 
+_LONGEST_FILE_NAME = 255
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -175,7 +177,11 @@ def read_index(path: Path) -> dict[str, str]:
             f"{shard!r} is not the name of a weight file beside the index",
         )
         for name, shard in weight_map.items()
-        if not isinstance(shard, str) or "/" in shard or "\\" in shard or not is_weight_name(shard)
+        if not isinstance(shard, str)
+        or "/" in shard
+        or "\\" in shard
+        or not is_weight_name(shard)
+        or len(shard.encode("utf-8", "surrogatepass")) > _LONGEST_FILE_NAME
     )
     if problems:
         raise FormatError(f"the index {path} cannot be used", kind="format/checkpoint", problems=problems)

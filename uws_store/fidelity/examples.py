@@ -6,6 +6,7 @@ Owns what a data file holds. Never unpickles. Knows nothing about scores and sto
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,20 @@ _LABELS = "labels"
 _POSITIONAL = "inputs"
 _SUFFIXES = (".safetensors", ".npz")
 _DRAWN = 64
+# What numpy and zipfile raise on files that are damaged, encrypted, of another kind, or lie about their shapes.
+_NPZ_ERRORS = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    zlib.error,
+)
 _DRAWN_TOKENS = 32
 _NAME_DIGITS = 16
 
@@ -129,7 +144,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 return {name: torch.from_numpy(np.ascontiguousarray(held[name])) for name in held.files}
-        except (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, BadZipFile) as error:
+        except (*_NPZ_ERRORS, BadZipFile) as error:
             raise InvalidInputError(f"{path} is not read as .npz: {error}", kind=_KIND) from error
     if path.suffix == ".safetensors":
         with open_checkpoint(path) as held:

@@ -1,0 +1,57 @@
+"""Damaged bytes into every parser and decoder: refused with a typed error or read, never a crash or wrong weights."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FUZZ = Path(__file__).resolve().parent.parent / "tools" / "fuzz"
+sys.path.insert(0, str(FUZZ))
+
+import flips  # noqa: E402 - a tool, found beside its folder
+from mutate import mutate  # noqa: E402
+from targets import TARGETS, VECTORS, files_below  # noqa: E402
+
+
+def test_a_run_with_little_memory_finds_nothing() -> None:
+    ran = subprocess.run(
+        [sys.executable, str(FUZZ / "fuzz.py"), "--iterations", "150", "--flips", "0", "--seed", "1"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count(" 0 findings") == len(TARGETS)
+
+
+def test_a_bit_flipped_in_any_object_is_refused_or_harmless() -> None:
+    outcomes, findings = flips.damaged_reads(flips.choose(per_object=1, seed=2))
+    assert not findings
+    assert outcomes.total() == len(files_below(VECTORS))
+    assert outcomes["format/digest"] > 10
+    assert outcomes["format/crc"] > 0
+
+
+def test_wrong_weights_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[dict[str, str]] = [{"a": "1"}, {"a": "2"}]
+    monkeypatch.setattr(flips, "_read", lambda _files, only="": reads.pop(0))
+    outcomes, findings = flips.damaged_reads([flips.Flip("uws.json", 0, 0)])
+    assert len(findings) == 1
+    assert "wrong weights" in findings[0]
+    assert outcomes.total() == 1
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_every_target_reads_its_seeds_and_its_seeds_are_mutated(target: object) -> None:
+    from targets import Target  # noqa: PLC0415 - for the type alone
+
+    assert isinstance(target, Target)
+    source = random.Random(0)
+    for seed in target.seeds:
+        target.run(seed)
+        assert any(mutate(seed, target.seeds, source=source) != seed for _ in range(5))

@@ -1,0 +1,108 @@
+"""A flipped bit anywhere in a stored family: detected, or harmless; never wrong weights.
+
+Every object of the golden vectors is damaged, one bit at a time, in a copy in memory; then every model is loaded at every
+tier, and single tensors by range.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from targets import VECTORS, files_below
+
+from uws_store import open_family
+from uws_store.errors import UwsError
+from uws_store.registry import Registry
+from uws_store.storage import MemoryStorage
+from uws_store.tensor_bytes import digest_of
+
+__all__ = ["Flip", "choose", "damaged_reads"]
+
+_FAMILY = "vectors"
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One bit of one object."""
+
+    path: str
+    at: int
+    bit: int
+
+
+def choose(*, per_object: int | None, seed: int) -> Iterator[Flip]:
+    """Choose bits to flip: one random bit of every byte, or of some bytes of every object."""
+    source = random.Random(seed)  # noqa: S311 - nothing secret
+    for path, data in files_below(VECTORS).items():
+        places: Iterable[int] = range(len(data))
+        if per_object is not None and per_object < len(data):
+            places = sorted(source.sample(range(len(data)), per_object))
+        for at in places:
+            yield Flip(path, at, source.randrange(8))
+
+
+def damaged_reads(flips: Iterable[Flip]) -> tuple[Counter[str], list[str]]:
+    """Read the family with each bit flipped.
+
+    Returns
+    -------
+    outcomes : Counter of str
+        How many flips were harmless, and how many were refused, by kind.
+    findings : list of str
+        Flips that gave wrong weights, or raised anything but a UwsError.
+    """
+    files = files_below(VECTORS)
+    expected = _read(files)
+    outcomes: Counter[str] = Counter()
+    findings: list[str] = []
+    for flip in flips:
+        damaged = bytearray(files[flip.path])
+        damaged[flip.at] ^= 1 << flip.bit
+        try:
+            found = _read(files | {flip.path: bytes(damaged)}, only=flip.path)
+        except UwsError as error:
+            outcomes[error.kind] += 1
+        except Exception as error:  # noqa: BLE001 - this is the finding
+            findings.append(f"{flip}: {type(error).__name__}: {error}")
+        else:
+            kinds = {value for value in found.values() if "/" in value}
+            wrong = [key for key, value in found.items() if "/" not in value and value != expected[key]]
+            if wrong:
+                findings.append(f"{flip}: wrong weights of {wrong[0]}")
+            outcomes[next(iter(sorted(kinds)), "harmless")] += 1
+    return outcomes, findings
+
+
+def _read(files: dict[str, bytes], *, only: str = "") -> dict[str, str]:
+    """Digests of all tensors, or the kind of the error, by model, tier and way of reading."""
+    # The name tells registries apart for caches that live as long as the process.
+    storage = MemoryStorage(hashlib.sha256(repr((only, hash(files.get(only)))).encode()).hexdigest()[:32])
+    for path, data in files.items():
+        storage.put(path, data)
+    family = open_family(_FAMILY, registry=Registry.over(storage))
+    state = family.registry.state().family(_FAMILY)
+    found: dict[str, str] = {}
+    for task in state.tasks.values():
+        for entry in task.versions.values():
+            if only.startswith("families/") and not ("/basis/" in only or entry.digest in only):
+                continue
+            for tier in ("compact", "exact") if entry.exact else ("compact",):
+                for way in ("whole", "ranges"):
+                    key = f"{task.name}@{entry.version} {tier} {way}"
+                    try:
+                        weights = family.load(task.name, revision=entry.version, tier=tier)
+                        tensors = (
+                            weights.materialize()
+                            if way == "whole"
+                            else {name: weights[name] for name in reversed(list(weights))}
+                        )
+                    except UwsError as error:
+                        found[key] = error.kind
+                    else:
+                        digests = b"".join(digest_of(tensors[name]) for name in sorted(tensors))
+                        found[key] = hashlib.sha256(digests).hexdigest()
+    return found

@@ -1,0 +1,192 @@
+"""What is fuzzed: every parser and decoder that meets bytes from elsewhere, each with the seeds it starts from.
+
+A target takes bytes and either returns or raises a ``UwsError``; anything else is a finding. Seeds are the golden vectors
+and small files made here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as save_safetensors
+
+from uws_store.checkpoint import open_checkpoint, scan_zoo
+from uws_store.entropy import decode_integers, encode_integers
+from uws_store.fidelity.examples import find_examples
+from uws_store.metadata.basis import BasisDocument
+from uws_store.metadata.document import Document
+from uws_store.metadata.group import from_group_bytes
+from uws_store.metadata.log import Commit, HeadHint, RegistryDocument
+from uws_store.metadata.model import ModelDocument
+from uws_store.names import check_family_name, check_task_name
+from uws_store.storage import MemoryStorage
+from uws_store.store import ArrayReader, encode_array
+
+__all__ = ["ROOT", "TARGETS", "VECTORS", "Target", "files_below"]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+VECTORS = ROOT / "spec" / "vectors" / "v1" / "registry"
+
+_PREFIX = "families/f/models/m"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One parser or decoder.
+
+    Attributes
+    ----------
+    name : str
+        What it is called on the command line and in the table of findings.
+    run : callable
+        Feeds it bytes.
+    seeds : tuple of bytes
+        Valid inputs.
+    """
+
+    name: str
+    run: Callable[[bytes], object]
+    seeds: tuple[bytes, ...]
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its relative path."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@contextmanager
+def _as_file(data: bytes, name: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(data)
+        yield path
+
+
+def _document(kind: type[Document]) -> Callable[[bytes], object]:
+    return lambda data: kind.parse(data, where="fuzz")
+
+
+def _group(kind: type[BasisDocument | ModelDocument]) -> Callable[[bytes], object]:
+    return lambda data: from_group_bytes(kind, data, where="fuzz")
+
+
+def _checkpoint(name: str) -> Callable[[bytes], object]:
+    def run(data: bytes) -> None:
+        with _as_file(data, name) as path, open_checkpoint(path) as checkpoint:
+            for tensor in checkpoint.tensors:
+                checkpoint.read(tensor)
+
+    return run
+
+
+def _index(data: bytes) -> None:
+    with _as_file(data, "model.safetensors.index.json") as path:
+        (path.parent / "model-00001-of-00001.safetensors").write_bytes(_safetensors())
+        with open_checkpoint(path.parent) as checkpoint:
+            for tensor in checkpoint.tensors:
+                checkpoint.read(tensor)
+
+
+def _manifest(data: bytes) -> None:
+    with _as_file(data, "zoo.json") as path:
+        (path.parent / "a.safetensors").write_bytes(_safetensors())
+        scan_zoo(path)
+
+
+def _examples(data: bytes) -> None:
+    with _as_file(data, "data.npz") as path:
+        find_examples(path, "task", labelled=True)
+
+
+def _name(check: Callable[[str], object]) -> Callable[[bytes], object]:
+    return lambda data: check(data.decode("utf-8", "surrogateescape"))
+
+
+def _stream(dtype: type[np.integer[Any]]) -> Callable[[bytes], object]:
+    return lambda data: decode_integers(data, dtype=dtype, count=1000)
+
+
+_ARRAY = encode_array(np.arange(-2000, 2000, dtype=np.int16) % 7, chunk=1024, page=256)
+
+
+def _shard(data: bytes) -> None:
+    """Read ranges: the index is trusted as far as its checksum, and every chunk as far as its own."""
+    storage = MemoryStorage("fuzz")
+    for path, held in _ARRAY.objects.items():
+        storage.put(f"{_PREFIX}/core/{path}", data if path.startswith("c/") else held)
+    reader = ArrayReader(storage, _PREFIX, name="core", record=_ARRAY.record)
+    reader.read(1500, 2500)
+    reader.read(0, 10)
+
+
+def _safetensors() -> bytes:
+    weights = {"a.weight": torch.arange(12.0).reshape(3, 4), "b": torch.ones(3, dtype=torch.bfloat16)}
+    return save_safetensors(weights, metadata={"format": "pt"})
+
+
+def _torch_file(*, zipped: bool) -> bytes:
+    stream = io.BytesIO()
+    held = {"state_dict": {"a": torch.arange(6.0), "n": torch.tensor(3)}}
+    torch.save(held, stream, _use_new_zipfile_serialization=zipped)
+    return stream.getvalue()
+
+
+def _npz() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, inputs=np.zeros((3, 2), np.float32), labels=np.arange(3))
+    return stream.getvalue()
+
+
+def _targets() -> tuple[Target, ...]:
+    files = files_below(VECTORS)
+    commits = tuple(data for path, data in files.items() if path.startswith("_log/0"))
+    bases = tuple(data for path, data in files.items() if "/basis/" in path and path.count("/") == 4)
+    models = tuple(data for path, data in files.items() if "/models/" in path and path.count("/") == 4)
+    integers = np.random.default_rng(0).laplace(0, 2, 1000)
+    streams = {
+        dtype: encode_integers(np.round(np.abs(integers)).astype(dtype), page=256)
+        for dtype in (np.int16, np.int32, np.uint64)
+    }
+    index = {
+        "metadata": {},
+        "weight_map": dict.fromkeys(("a.weight", "b"), "model-00001-of-00001.safetensors"),
+    }
+    manifest = [{"task": "t", "path": "a.safetensors", "metadata": {"lr": "1"}}]
+    shards = tuple(data for path, data in _ARRAY.objects.items() if path.startswith("c/"))
+    return (
+        Target("registry document", _document(RegistryDocument), (files["uws.json"],)),
+        Target("head hint", _document(HeadHint), (files["_log/head"],)),
+        Target("commit", _document(Commit), commits),
+        Target("basis document", _group(BasisDocument), bases),
+        Target("model document", _group(ModelDocument), models),
+        Target("shard", _shard, shards),
+        *(
+            Target(f"pcodec stream of {dtype.__name__}", _stream(dtype), (stream,))
+            for dtype, stream in streams.items()
+        ),
+        Target("safetensors file", _checkpoint("a.safetensors"), (_safetensors(),)),
+        Target("torch zip file", _checkpoint("a.pt"), (_torch_file(zipped=True),)),
+        Target("torch old file", _checkpoint("a.pth"), (_torch_file(zipped=False),)),
+        Target("safetensors index", _index, (json.dumps(index).encode(),)),
+        Target("manifest", _manifest, (json.dumps(manifest).encode(),)),
+        Target("examples", _examples, (_npz(),)),
+        Target("family name", _name(check_family_name), (b"vit-digits", b"a" * 100)),
+        Target("task name", _name(check_task_name), (b"task-01", "modèle/täsk 01".encode())),
+    )
+
+
+TARGETS: tuple[Target, ...] = _targets()
+"""Every target."""

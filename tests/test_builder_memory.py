@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from build_in_process import build_in_process
 from zoo_support import make_zoo, same_bits
 
 import uws_store
@@ -20,7 +18,6 @@ from uws_store.checkpoint import Checkpoint, scan_zoo
 from uws_store.checkpoint.safetensors_file import SafetensorsFile
 from uws_store.errors import InvalidInputError, MemoryLimitError
 
-HERE = Path(__file__).parent
 WIDE = {"a.weight": (96, 64), "b.weight": (64, 96), "c.weight": (80, 80), "norm.weight": (64,)}
 
 
@@ -31,24 +28,8 @@ def test_the_measured_peak_is_below_the_projection_and_above_half_of_it(
 ) -> None:
     zoo = make_zoo(tmp_path / "zoo", models=24, shapes={"a.weight": (256, 384), "b.weight": (384, 256)})
     options = {"workers": 2, "exact": True, "change_error": 0.1}
-    bounds = ["1000000", str(10 * 384 * 256)] if streamed else []
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(HERE / "build_in_process.py"),
-            str(zoo),
-            str(tmp_path / "registry"),
-            json.dumps(options),
-            *bounds,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    bounds: dict[str, Any] = {"small": 1_000_000, "held": 10 * 384 * 256} if streamed else {}
+    told = build_in_process(zoo, tmp_path / "registry", options=options, **bounds)
     assert told["peak"] <= told["projected"] <= 2 * told["peak"]
 
 

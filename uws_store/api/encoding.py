@@ -119,6 +119,11 @@ class FamilyTarget:
         """Store a model's objects, its group document last."""
         put_objects(self.storage, layout.model_prefix(self.family, model.digest), model.objects)
 
+    def holds(self, stored: StoredModel) -> bool:
+        """Whether every object of a model that was stored before is still there."""
+        prefix = layout.model_prefix(self.family, stored.digest)
+        return all(self.storage.size(f"{prefix}/{path}") == size for path, size in stored.objects)
+
 
 @functools.lru_cache(maxsize=2)
 def _target_here(url: str, family: str, digest: str) -> FamilyTarget:

@@ -36,8 +36,11 @@ from uws_store.builder import (
     Progress,
     available_bytes,
     parse_bytes,
+    piece_name,
+    resumed,
 )
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo, task_of
+from uws_store.config import cache_folder
 from uws_store.errors import AlreadyExistsError, IncompatibleError, InvalidInputError, NotFoundError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.fidelity import (
@@ -105,6 +108,7 @@ def build(
     executor: str | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
+    restart: bool = False,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Build a family from a zoo: derive the basis, encode every member, publish all in one commit.
@@ -148,6 +152,9 @@ def build(
         fewer.
     memory : int or str, optional
         The most memory this build may take, in bytes or as ``"8GiB"``; by default four fifths of what is free.
+    restart : bool
+        Begin anew, instead of going on where a build of the same zoo and options that was killed had come to. What such
+        a build has finished is kept in the cache folder until one ends well.
     progress : callable, optional
         Called with a phase's name, what is done and what there is to do.
 
@@ -198,6 +205,16 @@ def build(
         projection = members.projected_memory(exact=exact, shares_memory=spec.shares_memory)
         pool.bound(projection.fitting_workers(spec.workers, limit))
         judge = Judge(request, members.checkpoints, progress=progress) if request else None
+        work = members.keep_work(
+            cache_folder() / "builds",
+            options=[
+                str(fidelity),
+                str(expect_models),
+                str(exact),
+                *map(str, judge.options if judge else ()),
+            ],
+            restart=restart,
+        )
         builder = BasisBuilder(
             members,
             fidelity=fidelity,
@@ -234,6 +251,7 @@ def build(
             return actions
 
         commit = opened.publish(all_actions)
+        work.clear()
         return BuildResult(
             family=family,
             registry=opened.url,
@@ -397,8 +415,17 @@ def _encode_all(
 ) -> Iterator[StoredModel]:
     """Encode and store every member, in any order; here and one by one where an evaluation scores them."""
     if judge is None:
-        jobs = (EncodeJob(members.checkpoints, task, target, fidelity, exact) for task in members.checkpoints)
-        for _, stored in pool.map(encode_and_store, jobs):
+        jobs = [EncodeJob(members.checkpoints, task, target, fidelity, exact) for task in members.checkpoints]
+        names = [f"model/{target.basis.digest[:16]}/{piece_name(task)}" for task in members.checkpoints]
+        for _, stored in resumed(
+            members.work,
+            pool,
+            encode_and_store,
+            jobs,
+            names=names,
+            kind=StoredModel,
+            is_valid=target.holds,
+        ):
             yield stored
         return
     encoding = ModelEncoding(target.basis, fidelity, target.analyses, judge)

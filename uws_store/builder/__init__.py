@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from uws_store.builder.build import BasisBuilder, BuiltBasis, Progress, build_basis, encode_within
 from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
-from uws_store.builder.members import Members
+from uws_store.builder.members import Members, piece_name
 from uws_store.builder.memory import MemoryProjection, available_bytes, parse_bytes
 from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity, FidelityKind
 from uws_store.builder.sources import Place, ZooFiles
+from uws_store.builder.work import WorkFolder, resumed
 
 __all__ = [
     "DEFAULT_FIDELITY",
@@ -21,10 +22,13 @@ __all__ = [
     "MemoryProjection",
     "Place",
     "Progress",
+    "WorkFolder",
     "ZooFiles",
     "available_bytes",
     "build_basis",
     "encode_model",
     "encode_within",
     "parse_bytes",
+    "piece_name",
+    "resumed",
 ]

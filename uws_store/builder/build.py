@@ -18,6 +18,7 @@ from uws_store.builder.fit import FitJob, TensorFit, fit_tensor
 from uws_store.builder.members import Members, sample_tasks
 from uws_store.builder.search import Fidelity, find_step, first_step
 from uws_store.builder.survey import TensorSurvey
+from uws_store.builder.work import resumed
 from uws_store.canonical import Step
 from uws_store.executors import Workers, one_thread
 from uws_store.plan import step_shift
@@ -286,7 +287,7 @@ class _Zoo:
 
     def fit(self, coded: Sequence[TensorSurvey], step: float, report: Progress) -> list[TensorFit]:
         """Fit tensors for a step."""
-        jobs = (
+        jobs = [
             FitJob(
                 self.members.checkpoints,
                 survey,
@@ -296,9 +297,13 @@ class _Zoo:
                 sampled=self.sampled,
             )
             for survey in coded
-        )
+        ]
+        number = {survey.name: index for index, survey in enumerate(self.surveys)}
+        names = [f"fit/{step.hex()}/{number[survey.name]}" for survey in coded]
         fits: dict[int, TensorFit] = {}
-        for index, fit in self.workers.map(fit_tensor, jobs):
+        for index, fit in resumed(
+            self.members.work, self.workers, fit_tensor, jobs, names=names, kind=TensorFit
+        ):
             fits[index] = fit
             report("fitting", len(fits), len(coded))
         return [fits[index] for index in range(len(coded))]

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -17,11 +18,13 @@ from uws_store.architecture import ArchitectureReport, compare
 from uws_store.builder.memory import MemoryProjection
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.survey import Surveyed, SurveyJob, TensorSurvey, survey_tensor
+from uws_store.builder.work import WorkFolder, resumed
 from uws_store.checkpoint import ZooMember, open_checkpoint
+from uws_store.config import tool_version
 from uws_store.errors import InvalidInputError
 from uws_store.executors import Workers
 
-__all__ = ["SMALL_ELEMENTS", "Members", "sample_tasks"]
+__all__ = ["SMALL_ELEMENTS", "Members", "piece_name", "sample_tasks"]
 
 SMALL_ELEMENTS = 1 << 28
 _PILOT_SHARE = 16
@@ -66,6 +69,7 @@ class Members:
                 )
             self._outliers: dict[str, tuple[str, ...]] = {}
             self._sha256: dict[str, str] = {}
+            self.work: WorkFolder | None = None
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -73,6 +77,28 @@ class Members:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def keep_work(self, parent: Path, *, options: Sequence[str], restart: bool = False) -> WorkFolder:
+        """Keep finished pieces in a folder below `parent`, and go on with those of a build that was killed.
+
+        Parameters
+        ----------
+        parent : Path
+            For the work of all builds.
+        options : sequence of str
+            What the build was asked for.
+        restart : bool
+            Begin anew.
+        """
+        places = [
+            text
+            for place in self.checkpoints.places.values()
+            for text in (place.task, place.path, place.identity)
+        ]
+        self.work = WorkFolder(parent, [tool_version(), self.report.digest, *options, *places])
+        if restart:
+            self.work.clear()
+        return self.work
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -135,9 +161,13 @@ class Members:
     def sources_digest(self, workers: Workers | None = None) -> str:
         """SHA-256, hex, over the sorted lines ``<sha256 of the checkpoint> <task>``."""
         missing = [task for task in self.checkpoints if task not in self._sha256]
-        jobs = ((self.checkpoints, task) for task in missing)
-        for index, digest in (workers or Workers()).map(_sha256_of, jobs):
+        jobs = [(self.checkpoints, task) for task in missing]
+        names = [f"sha256/{piece_name(task)}" for task in missing]
+        found = resumed(self.work, workers or Workers(), _sha256_of, jobs, names=names, kind=str)
+        for index, digest in found:
             self._sha256[missing[index]] = digest
+            # The checkpoint itself need not compute it again for the model's record.
+            self.checkpoints.note_sha256(missing[index], digest)
         lines = sorted(f"{self._sha256[task]} {task}\n" for task in self.checkpoints)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -146,18 +176,21 @@ class Members:
     ) -> tuple[TensorSurvey, ...]:
         """Classify every tensor of the majority's signature, reading each tensor of each member once."""
         signatures = self.report.majority
-        jobs = (SurveyJob(self.checkpoints, signature.name, signature.shape) for signature in signatures)
+        jobs = [SurveyJob(self.checkpoints, signature.name, signature.shape) for signature in signatures]
+        names = [f"survey/{index}" for index in range(len(jobs))]
         found: dict[int, Surveyed] = {}
-        for index, surveyed in (workers or Workers()).map(survey_tensor, jobs):
+        for index, surveyed in resumed(
+            self.work, workers or Workers(), survey_tensor, jobs, names=names, kind=Surveyed
+        ):
             found[index] = surveyed
             if on_done is not None:
                 on_done(len(found), len(signatures))
         in_order = [found[index] for index in range(len(signatures))]
-        self._outliers = {
-            task: names
+        kept_out = {
+            task: tuple(one.survey.name for one in in_order if task in one.outliers)
             for task in self.checkpoints
-            if (names := tuple(one.survey.name for one in in_order if task in one.outliers))
         }
+        self._outliers = {task: tensors for task, tensors in kept_out.items() if tensors}
         return tuple(self._tied(in_order))
 
     def _tied(self, found: Iterable[Surveyed]) -> Iterator[TensorSurvey]:
@@ -183,6 +216,11 @@ def sample_tasks(tasks: Sequence[str], parameters: int) -> list[str]:
     count = max(1, min(_SAMPLED_MODELS, len(tasks), _SAMPLED_COEFFICIENTS // max(1, parameters)))
     picked = np.linspace(0, len(tasks) - 1, count).round().astype(int)
     return [tasks[index] for index in picked]
+
+
+def piece_name(task: str) -> str:
+    """Name a task's piece of work so that any disk can hold it."""
+    return hashlib.sha256(task.encode()).hexdigest()[:32]
 
 
 def _sha256_of(job: tuple[ZooFiles, str]) -> str:

@@ -77,6 +77,12 @@ class ZooFiles(Mapping[str, Checkpoint]):
     def __reduce__(self) -> tuple[type[ZooFiles], tuple[tuple[Place, ...]]]:
         return ZooFiles, (tuple(self.places.values()),)
 
+    def note_sha256(self, task: str, digest: str) -> None:
+        """Tell an open checkpoint its digest, which was computed elsewhere or before, of files in the same state."""
+        opened = self._opened.get(task)
+        if opened is not None:
+            opened.note_sha256(digest)
+
     def keep(self, size_bytes: int, *, always: Iterable[str] = ()) -> None:
         """Keep slices in memory as they are read: those of some tensors always, of the others up to a size."""
         with self._lock:

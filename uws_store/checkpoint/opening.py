@@ -122,6 +122,9 @@ class _FileCheckpoint(Checkpoint):
                 file.check_unchanged()
         return self._sha256
 
+    def note_sha256(self, digest: str) -> None:
+        self._sha256 = digest
+
     def identity(self) -> str:
         return " ".join(
             f"{file.path.name} {file.stamp.size_bytes} {file.stamp.changed_ns}" for file in self._files

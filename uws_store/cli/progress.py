@@ -18,6 +18,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
 from uws_store.cli.output import Output, error_console
@@ -57,6 +58,8 @@ def progress(output: Output) -> Iterator[Report | None]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=console,
     ) as bars:
         yield _Bars(bars)
@@ -97,4 +100,6 @@ class _Lines:
         if done == total or now - self._said >= _LINE_EVERY_S:
             self._said = now
             unit = _UNITS.get(phase, "")
-            self._console.print(f"{phase}: {done} of {total} {unit} ({now - self._began:.1f} s)")
+            took = now - self._began
+            left = f", about {took / done * (total - done):.0f} s left" if 0 < done < total else ""
+            self._console.print(f"{phase}: {done} of {total} {unit} ({took:.1f} s{left})")

@@ -51,6 +51,7 @@ def run_build(
     executor: str | None,
     workers: int | None,
     memory: str | None,
+    restart: bool,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - the API's own options
@@ -72,6 +73,7 @@ def run_build(
             executor=executor,
             workers=workers,
             memory=memory,
+            restart=restart,
             progress=report,
             **evaluation,
         )

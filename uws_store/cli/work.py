@@ -11,7 +11,7 @@ __all__ = ["work_options"]
 
 
 def work_options(body: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--executor``, ``--workers`` and ``--memory``."""
+    """Add ``--executor``, ``--workers``, ``--memory`` and ``--restart``."""
     options = (
         click.option(
             "--executor",
@@ -30,6 +30,11 @@ def work_options(body: Callable[..., Any]) -> Callable[..., Any]:
             metavar="SIZE",
             help="The most memory the work may take, such as 8GiB; what cannot fit is refused before anything is read. "
             "Default: four fifths of what is free.",
+        ),
+        click.option(
+            "--restart",
+            is_flag=True,
+            help="Begin anew, instead of going on where the same work was killed.",
         ),
     )
     for option in reversed(options):

@@ -106,6 +106,7 @@ def build(
     executor: str | None,
     workers: int | None,
     memory: str | None,
+    restart: bool,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - see evaluation_options
@@ -135,6 +136,7 @@ def build(
         executor=executor,
         workers=workers,
         memory=memory,
+        restart=restart,
         output=output,
         registry=registry,
         **evaluation,

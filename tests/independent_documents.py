@@ -104,7 +104,7 @@ def inspect(value: Json, *, depth: int) -> None:
 # integers, a pattern, a record, ``[type]`` for an array, ``[type]+`` for one that is not empty, ``type,type`` for a pair.
 MOST_TENSORS = 2**17
 RECORDS = {
-    "registry": "uws=1 id:nonce created:time tool:text200",
+    "registry": "uws=1 id:nonce created:time tool:text200 writers?=one",
     "commit": "uws=1 number:count parent?:hex nonce:nonce time:time tool:text200 checkpoint?:count "
     "index?:[entry]+ actions:[action]+",
     "head": "uws=1 number:count tail?:[text]",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from uws_store.errors import StorageError
+from uws_store.layout import REGISTRY_DOCUMENT
 from uws_store.metadata.log import Action, BasisAction, FamilyAction, ModelAction
 from uws_store.registry import Registry, RegistryState
 from uws_store.storage import LocalStorage, Storage
@@ -97,7 +98,7 @@ class CountingStorage:
 
 
 class FaultyStorage(CountingStorage):
-    """Does what ``fault`` says instead of the next creation, once; then goes on as the inner storage does."""
+    """Does what ``fault`` says instead of the next creation of a commit, once; then goes on as the inner storage does."""
 
     def __init__(self, inner: Storage) -> None:
         super().__init__(inner)
@@ -105,7 +106,7 @@ class FaultyStorage(CountingStorage):
         self.unreadable = False
 
     def put_if_absent(self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None) -> bool:
-        if self.fault is None:
+        if self.fault is None or path == REGISTRY_DOCUMENT:  # which is created again to see it refused
             return super().put_if_absent(path, data, hints=hints)
         fault, self.fault = self.fault, None
         return fault(self.inner, path, data)

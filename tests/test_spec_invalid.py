@@ -345,6 +345,7 @@ JSON = [
         "format/newer-version",
         "R-VERSION-1",
     ),
+    Case("writers in words", lambda r: _registry(r, writers="two"), "format/document", "R-JSON-7"),
     Case(
         "a newer commit", newest(in_place_of(b'"uws":1', b'"uws":2')), "format/newer-version", "R-VERSION-1"
     ),
@@ -601,6 +602,7 @@ def test_no_two_cases_have_one_name() -> None:
         core_values(lambda values: None),
         private_shard(lambda data, slots: with_chunks(payloads_of(data, slots))),
         lambda registry: flip(registry / "_log" / "head", 1),
+        lambda registry: _registry(registry, writers="one"),
         lambda registry: (registry / "_log" / "head").write_bytes(b"{"),
         lambda registry: (registry / "_log" / "head").write_bytes(b'{"number":3,"uws":1}'),
         lambda registry: flip(registry / "families" / FAMILY / "zarr.json"),

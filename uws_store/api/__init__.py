@@ -6,6 +6,7 @@ Names are resolved and parts joined here; the command line and the package root 
 from __future__ import annotations
 
 from uws_store.api.comparing import DiffResult, diff
+from uws_store.api.doctor import Diagnosis, doctor
 from uws_store.api.family import Family, open_family, open_registry
 from uws_store.api.inspect import (
     FamilySummary,
@@ -36,6 +37,7 @@ __all__ = [
     "AliasResult",
     "BuildResult",
     "DeleteResult",
+    "Diagnosis",
     "DiffResult",
     "ExportResult",
     "Family",
@@ -51,6 +53,7 @@ __all__ = [
     "build",
     "delete",
     "diff",
+    "doctor",
     "export",
     "file_name_of",
     "history",

@@ -25,15 +25,22 @@ from uws_store.registry import Registry
 __all__ = ["run_add", "run_build", "run_init"]
 
 
-def run_init(url: str | None, *, output: Output) -> None:
+def run_init(url: str | None, *, single_writer: bool, output: Output) -> None:
     """Make a registry and say where it is."""
-    registry = Registry.init(url or default_registry_url())
+    registry = Registry.init(url or default_registry_url(), single_writer=single_writer)
     if output.as_json:
-        output.document({"registry": registry.url, "id": registry.document.id})
+        output.document(
+            {
+                "registry": registry.url,
+                "id": registry.document.id,
+                "single_writer": registry.document.writers == "one",
+            }
+        )
     elif output.quiet:
         output.names([registry.url])
     else:
-        output.show(f"made an empty registry at {registry.url}")
+        whose = ", for a single writer" if single_writer else ""
+        output.show(f"made an empty registry at {registry.url}{whose}")
 
 
 def run_build(

@@ -112,6 +112,9 @@ class RegistryDocument(Document):
     id: Nonce = Field(description="Tells this registry from every other, whatever its URL.")
     created: UtcTime
     tool: ToolVersion
+    writers: Literal["one"] | None = Field(
+        default=None, description="``one`` where the storage cannot keep two writers apart."
+    )
 
 
 class HeadHint(Document):

@@ -27,12 +27,14 @@ from uws_store.layout import REGISTRY_DOCUMENT, commit_path
 from uws_store.metadata.document import problems_of
 from uws_store.metadata.log import Action, Commit, IndexEntry, RegistryDocument, new_nonce, utc_now
 from uws_store.registry.audit import audit
+from uws_store.registry.creation import create_registry
 from uws_store.registry.fold import Draft
 from uws_store.registry.log import head_hint, read_limited
 from uws_store.registry.reading import View, after, open_view, read_on
 from uws_store.registry.snapshot import write_snapshots
 from uws_store.registry.state import ModelEntry, RegistryState
 from uws_store.storage import open_storage
+from uws_store.storage.probing import LookFirstStorage, require_exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,6 +73,7 @@ class Registry:
         self._lock = threading.Lock()
         self._view = View()
         self._was_read = False
+        self._is_exclusive = False
 
     def __repr__(self) -> str:
         return f"Registry({self.url!r})"
@@ -110,8 +113,16 @@ class Registry:
         return cls.over(storage, create=create)
 
     @classmethod
-    def init(cls, url: str) -> Self:
+    def init(cls, url: str, *, single_writer: bool = False) -> Self:
         """Make a new registry at a URL.
+
+        Parameters
+        ----------
+        url : str
+            See :func:`uws_store.storage.open_storage`.
+        single_writer : bool, optional
+            Make it also where the storage cannot keep two writers apart; that only one is at work at a time is then
+            up to those who run them.
 
         Raises
         ------
@@ -120,10 +131,10 @@ class Registry:
         InvalidInputError
             When the URL cannot be used or other files are there (``invalid-input/not-empty``).
         StorageError
-            When the storage fails.
+            When the storage fails, or ignores conditions (``storage/not-exclusive``).
         """
         storage = open_storage(url, create=True)
-        if not _create(storage):
+        if not create_registry(storage, single_writer=single_writer):
             raise AlreadyExistsError(
                 f"there is a registry at {storage.url}; use it as it is, or choose another place",
                 kind="already-exists/registry",
@@ -135,11 +146,12 @@ class Registry:
         """Open the registry in a storage that is open; see :meth:`open`."""
         data = read_limited(storage, REGISTRY_DOCUMENT, RegistryDocument)
         if data is None and create:
-            _create(storage)
+            create_registry(storage)
             data = read_limited(storage, REGISTRY_DOCUMENT, RegistryDocument)
         if data is None:
             raise _no_registry(storage.url)
-        return cls(storage, RegistryDocument.parse(data, where=f"{storage.url}/{REGISTRY_DOCUMENT}"))
+        document = RegistryDocument.parse(data, where=f"{storage.url}/{REGISTRY_DOCUMENT}")
+        return cls(LookFirstStorage(storage) if document.writers == "one" else storage, document)
 
     def state(self, *, refresh: bool = True) -> RegistryState:
         """Tell what the registry holds.
@@ -179,7 +191,8 @@ class Registry:
     def publish(self, actions_for: Callable[[RegistryState], Sequence[Action]]) -> Commit:
         """Append one commit to the log; all its actions take effect, or none does.
 
-        Whatever the actions refer to must be stored and durable before. Uncontended, it costs five requests.
+        Whatever the actions refer to must be staged before. Uncontended, it costs five requests, and the first time
+        one more.
 
         Parameters
         ----------
@@ -202,6 +215,7 @@ class Registry:
         FormatError
             When the log cannot be read.
         """
+        self._require_exclusive()
         nonce = new_nonce()
         for attempt in range(_MAX_ATTEMPTS):
             if attempt:
@@ -277,6 +291,12 @@ class Registry:
             # The hint was right; who wrote on since did so behind it.
             return read_on(self.storage, found, look_beyond=False)
         return read_on(self.storage, View(), look_beyond=True)
+
+    def _require_exclusive(self) -> None:
+        """Refuse to publish where another's commit could be overwritten; asked once, with one request."""
+        if not self._is_exclusive and self.document.writers != "one":
+            require_exclusive(self.storage, REGISTRY_DOCUMENT, self.document.to_bytes())
+        self._is_exclusive = True
 
     def _view_to_follow(self) -> View:
         """Read on to the end of the log and make sure that it is the end, for what is written there stays."""
@@ -368,20 +388,6 @@ class Registry:
                 raise failure
             return False
         return Commit.parse(stored, where=f"{self.url}/{path}").nonce == commit.nonce
-
-
-def _create(storage: Storage) -> bool:
-    if storage.size(REGISTRY_DOCUMENT) is not None:
-        return False
-    stranger = next(iter(storage.list("")), None)
-    # Looked at again: another may have made the registry meanwhile, and then its own objects are no strangers.
-    if stranger is not None and storage.size(REGISTRY_DOCUMENT) is None:
-        raise InvalidInputError(
-            f"{storage.url} holds other files, such as {stranger!r}; a registry is made in an empty folder or a new one",
-            kind="invalid-input/not-empty",
-        )
-    document = RegistryDocument(id=new_nonce(), created=utc_now(), tool=tool_version())
-    return storage.put_if_absent(REGISTRY_DOCUMENT, document.to_bytes())
 
 
 def _no_registry(url: str) -> NotFoundError:

@@ -11,6 +11,7 @@ from uws_store.cli.commands.looking import list_, report, show
 from uws_store.cli.commands.making import add, build, init
 from uws_store.cli.commands.naming import alias, delete, diff, log
 from uws_store.cli.commands.restoring import export, verify
+from uws_store.cli.commands.tending import doctor
 
 __all__ = ["COMMANDS"]
 
@@ -27,5 +28,6 @@ COMMANDS: tuple[Command, ...] = (
     verify,
     report,
     export,
+    doctor,
 )
 """Every command, in the order of their use."""

@@ -22,17 +22,23 @@ __all__ = ["add", "build", "init"]
     Example("uws-store init", "the default registry"),
 )
 @click.argument("url", required=False)
-def init(*, url: str | None, output: Output, registry: str | None) -> None:
+@click.option(
+    "--single-writer",
+    is_flag=True,
+    help="For a storage that ignores conditions: only one process publishes at a time, which is up to you.",
+)
+def init(*, url: str | None, single_writer: bool, output: Output, registry: str | None) -> None:
     """Make an empty registry.
 
-    URL is the path of a new or empty folder, a file:// URL, or a bucket's: s3://, gs://, az://. `uws-store build` makes a registry by itself where
-    there is none.
+    URL is the path of a new or empty folder, a file:// URL, or a bucket's: s3://, gs://, az://. `uws-store build` makes
+    a registry by itself where there is none. A storage that does not keep writers apart is refused; `uws-store doctor`
+    shows what it does.
     """
     from uws_store.cli.publish import run_init
 
     if url is not None and registry is not None:
         raise click.UsageError("URL and --registry both name the registry; give one")
-    run_init(url if url is not None else registry, output=output)
+    run_init(url if url is not None else registry, single_writer=single_writer, output=output)
 
 
 @command(

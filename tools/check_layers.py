@@ -36,6 +36,7 @@ FLOORS: Mapping[str, int] = {
     "checkpoint": 3,
     "layout": 3,
     "subspace": 3,
+    "nulls": 4,
     "plan": 4,
     "store": 4,
     "basis": 5,

@@ -22,6 +22,8 @@ __all__ = [
     "analysis_matrix",
     "block_moments",
     "eigenvectors",
+    "flat_profile",
+    "profile_of_margins",
     "project",
     "quantise_side",
     "separable_profile",
@@ -178,17 +180,55 @@ def separable_profile(variance_pq: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     rows, columns : torch.Tensor
         int16, (p,) and (q,): ``log2`` of the standard deviation in units of 1/4, their sum is a coefficient's class.
     """
-    total = variance_pq.mean()
+    return profile_of_margins(variance_pq.sum(1), variance_pq.sum(0), count=1)
+
+
+def profile_of_margins(
+    rows_p: torch.Tensor, columns_q: torch.Tensor, *, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make the profile from sums of squares over rows and over columns.
+
+    Parameters
+    ----------
+    rows_p, columns_q : torch.Tensor
+        float64, (p,) and (q,): sums over the other axis and over models.
+    count : int
+        How many models.
+
+    Returns
+    -------
+    rows, columns : torch.Tensor
+        As :func:`separable_profile`.
+    """
+    p, q = len(rows_p), len(columns_q)
+    row_mean = rows_p / (q * count)
+    column_mean = columns_q / (p * count)
+    total = row_mean.mean()
     if not bool(total > 0):
-        return (
-            torch.zeros(variance_pq.shape[0], dtype=torch.int16),
-            torch.zeros(variance_pq.shape[1], dtype=torch.int16),
-        )
-    floor = total * 2.0**-40
-    row = variance_pq.mean(1).clamp(min=floor)
-    column = (variance_pq.mean(0) / total).clamp(min=2.0**-40)
+        return torch.zeros(p, dtype=torch.int16), torch.zeros(q, dtype=torch.int16)
+    row = row_mean.clamp(min=total * 2.0**-40)
+    column = (column_mean / total).clamp(min=2.0**-40)
     units = PROFILE_UNITS_PER_OCTAVE / 2
     return (
         torch.round(torch.log2(row) * units).to(torch.int16).cpu(),
         torch.round(torch.log2(column) * units).to(torch.int16).cpu(),
     )
+
+
+def flat_profile(variance_pq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give all coefficients of a tensor one class, so that they stay in their own order.
+
+    Parameters
+    ----------
+    variance_pq : torch.Tensor
+        As for :func:`separable_profile`.
+
+    Returns
+    -------
+    rows, columns : torch.Tensor
+        int16, (p,) and (q,); the columns are zeros.
+    """
+    total = float(variance_pq.mean())
+    level = round(math.log2(total) * PROFILE_UNITS_PER_OCTAVE / 2) if total > 0 else 0
+    p, q = variance_pq.shape
+    return torch.full((p,), level, dtype=torch.int16), torch.zeros(q, dtype=torch.int16)

@@ -23,6 +23,7 @@ from uws_store.executors import Workers
 from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.basis import BasisDocument, BuildRecord, SideRecord, StepRecord, TensorRecord
 from uws_store.metadata.group import to_group_bytes
+from uws_store.plan import mean_grid
 from uws_store.store import encode_array
 from uws_store.subspace import QuantisedSide
 from uws_store.tensor_bytes import bytes_of
@@ -110,13 +111,9 @@ def assemble_basis(
 
 
 def _mean_on_grid(fit: TensorFit, step: Step) -> tuple[torch.Tensor, int] | None:
-    """Round the mean to a power of two below half the step and half the change; None when that needs over 32 bits.
-
-    What is rounded off the mean is noise in every model: coarse steps do not code it away.
-    """
+    """Round the mean to its grid; None when that needs over 32 bits."""
     rms = math.sqrt(fit.survey.change_energy / math.prod(fit.survey.shape))
-    finest = min(step.value * 2.0**-fit.shift, rms or math.inf) / 2
-    grid = -math.floor(math.log2(finest))
+    grid = mean_grid(step=step.value * 2.0**-fit.shift, change_rms=rms)
     whole = torch.round(fit.mean * math.ldexp(1.0, grid))
     if not bool(whole.abs().max() < _MEAN_LIMIT) or abs(grid) > 256:
         return None

@@ -21,7 +21,7 @@ from uws_store.builder.survey import TensorSurvey
 from uws_store.builder.work import resumed
 from uws_store.canonical import Step
 from uws_store.executors import Workers, one_thread
-from uws_store.plan import step_shift
+from uws_store.plan import decode_budget, step_shift
 from uws_store.storage import MemoryStorage
 
 __all__ = ["BasisBuilder", "BuiltBasis", "Progress", "build_basis", "encode_within"]
@@ -30,6 +30,8 @@ Progress = Callable[[str, int, int], None]
 """Called with the phase's name, what is done and what there is to do."""
 
 _TRIMS = 4
+_PLANS = 4
+_PLAN_REACH = 4.0
 _NEAR = (0.7, 1.4)
 """Factors planned for a step serve steps within these ratios of it."""
 
@@ -77,6 +79,8 @@ class BasisBuilder:
         Models the family is planned for, when more than the zoo has.
     options : tuple of (str, str)
         More of what was asked for, to stand beside it.
+    max_decode_flops_per_weight : float, optional
+        The most that decoding a tensor may take; by default :func:`uws_store.plan.decode_budget`.
     progress : callable, optional
         See :data:`Progress`.
     workers : Workers, optional
@@ -92,6 +96,7 @@ class BasisBuilder:
         fidelity: Fidelity,
         expect_models: int | None = None,
         options: tuple[tuple[str, str], ...] = (),
+        max_decode_flops_per_weight: float | None = None,
         progress: Progress | None = None,
         workers: Workers | None = None,
         kept_bytes: int = 0,
@@ -115,6 +120,8 @@ class BasisBuilder:
             tuple(sample_tasks(list(members.checkpoints), self._parameters)),
             (("expect-models", str(models)), ("fidelity", str(fidelity)), *options),
             _shifts(coded),
+            max_decode_flops_per_weight or decode_budget(self._parameters),
+            fidelity.kind == "bits",
         )
         self._pilot = [survey for survey in coded if survey.name in pilot]
         self._rest = [survey for survey in coded if survey.name not in pilot]
@@ -148,9 +155,13 @@ class BasisBuilder:
         found = find_step(
             self._fit_all(guess, goal, overhead_bytes=overhead), goal, start=guess, overhead_bytes=overhead
         )
-        # A zoo that is all pilot is in memory: planning it anew reads nothing.
-        if not self._rest and self._plan_for(found):
-            found = find_step(self._fits, goal, start=found, overhead_bytes=overhead)
+        # A zoo that is all pilot is in memory: planning it anew reads nothing. A plan says little about steps far from
+        # its own, so that the search goes there by and by.
+        for _ in range(0 if self._rest else _PLANS):
+            near = min(_PLAN_REACH * self._planned_step, max(self._planned_step / _PLAN_REACH, found))
+            if not self._plan_for(near):
+                break
+            found = find_step(self._fits, goal, start=near, overhead_bytes=overhead)
         built = self._zoo.assemble(self._fits, Step.nearest(found))
         return self._zoo.trim_bits(built, goal) if goal.kind == "bits" else built
 
@@ -284,6 +295,8 @@ class _Zoo:
     sampled: tuple[str, ...]
     options: tuple[tuple[str, str], ...]
     shifts: Mapping[str, int]
+    max_flops_per_weight: float
+    truncate: bool
 
     def fit(self, coded: Sequence[TensorSurvey], step: float, report: Progress) -> list[TensorFit]:
         """Fit tensors for a step."""
@@ -295,6 +308,8 @@ class _Zoo:
                 shift=self.shifts[survey.name],
                 models=self.models,
                 sampled=self.sampled,
+                max_flops_per_weight=self.max_flops_per_weight,
+                truncate=self.truncate,
             )
             for survey in coded
         ]

@@ -6,7 +6,8 @@ held and of the others as they go by, each read once. Knows nothing about docume
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from uws_store.subspace import (
     block_extents,
     block_moments,
     eigenvectors,
+    flat_profile,
     quantise_side,
     separable_profile,
     side_from_integers,
@@ -50,7 +52,7 @@ class TensorFit:
     survey : TensorSurvey
         Which tensor.
     mean : torch.Tensor
-        float64, (m x n).
+        float64, (m x n); zeros where the planner found that it does not pay.
     choice : Choice
         The planner's decision.
     left, right : QuantisedSide or None
@@ -97,6 +99,10 @@ class FitJob:
         Models the basis will serve.
     sampled : tuple of str
         Tasks whose coefficients are kept.
+    max_flops_per_weight : float
+        The most that decoding the tensor may take.
+    truncate : bool
+        Whether factors may drop columns.
     """
 
     files: ZooFiles
@@ -105,6 +111,8 @@ class FitJob:
     shift: int
     models: int
     sampled: tuple[str, ...]
+    max_flops_per_weight: float = math.inf
+    truncate: bool = False
 
 
 def fit_tensor(job: FitJob) -> TensorFit:
@@ -114,8 +122,8 @@ def fit_tensor(job: FitJob) -> TensorFit:
     of members times 2^-53. Moments are taken about the mean of the held members and moved to the mean of all, so that
     no digits are lost to the common part of the weights.
     """
-    survey, shift = job.survey, job.shift
-    step = job.step * 2.0**-shift
+    survey = job.survey
+    step = job.step * 2.0**-job.shift
     tasks = list(survey.usable)
     count = held_members(survey.matrix[0] * survey.matrix[1], len(tasks))
     # The sampled members are among the held: their coefficients are wanted.
@@ -127,8 +135,21 @@ def fit_tensor(job: FitJob) -> TensorFit:
     mean /= len(changes)
     for values in changes:
         values.sub_(mean)
-    choice = choose_sides(changes, step=step, models=job.models)
-    if len(held) == len(tasks):
+    choice = choose_sides(
+        changes,
+        step=step,
+        models=job.models,
+        mean=mean,
+        unit=math.prod(survey.shape[2:]),
+        max_flops_per_weight=job.max_flops_per_weight,
+        truncate=job.truncate,
+    )
+    if not choice.candidate.centred:
+        for values in changes:
+            values.add_(mean)
+        mean = torch.zeros_like(mean)
+        left = right = None
+    elif len(held) == len(tasks):
         left = fit_side(changes, choice.candidate.left, side="left")
         right = fit_side(changes, choice.candidate.right, side="right")
     else:
@@ -143,24 +164,38 @@ def fit_tensor(job: FitJob) -> TensorFit:
         mean += shifted
         for values in changes:
             values.sub_(shifted)
+    return _finished(job, dict(zip(held, changes, strict=True)), mean, choice, left=left, right=right)
+
+
+def _finished(
+    job: FitJob,
+    changes: Mapping[str, torch.Tensor],
+    mean: torch.Tensor,
+    choice: Choice,
+    *,
+    left: QuantisedSide | None,
+    right: QuantisedSide | None,
+) -> TensorFit:
+    """Take the held members' coefficients in the basis: their profile, and the samples."""
+    shift = job.shift
     analysis = Analysis(
         side_from_integers(left) if left else None,
         side_from_integers(right) if right else None,
     )
-    wanted = set(job.sampled)
     samples: dict[str, torch.Tensor] = {}
     variance: torch.Tensor | None = None
-    for task, change in zip(held, changes, strict=True):
+    for task, change in changes.items():
         coefficients = analysis.coefficients(change)
         squared = coefficients.square()
-        variance = squared if variance is None else variance.add_(squared)
-        if task in wanted:
+        if task in job.sampled:
             samples[task] = (coefficients * 2.0**shift).to(torch.float32)
+        variance = squared if variance is None else variance.add_(squared)
     assert variance is not None
-    rows, columns = separable_profile(variance / len(changes))
+    profile = separable_profile if choice.candidate.ordered else flat_profile
+    rows, columns = profile(variance / len(changes))
     # Classes order integers, and a finer step makes larger ones.
     rows = rows + PROFILE_UNITS_PER_OCTAVE * shift
-    return TensorFit(survey, mean, choice, left, right, rows, columns, shift, samples)
+    return TensorFit(job.survey, mean, choice, left, right, rows, columns, shift, samples)
 
 
 def _matrix(survey: TensorSurvey, tensor: torch.Tensor) -> torch.Tensor:

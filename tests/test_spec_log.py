@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from independent_log import read_commit, read_from_checkpoint, read_snapshot
 from spec_support import VECTORS
 from test_spec_schemas import documents_of, is_valid
 
+from uws_store.errors import FormatError
 from uws_store.registry import Registry
 from uws_store.registry.reading import replay
 
@@ -116,3 +118,82 @@ def test_what_is_written_today_is_what_was_written_then(tmp_path: Path) -> None:
         if path.is_file()
     }
     assert made == kept
+
+
+def rechain(registry: Path, edit: Callable[[dict[str, Any]], None], *, first: int) -> None:
+    """Edit a commit and let those after it follow from it."""
+    parent: str | None = None
+    for number in range(first, COMMITS + 1):
+        path = registry / "_log" / f"{number:020d}.json"
+        commit = json.loads(path.read_bytes())
+        if number == first:
+            edit(commit)
+        else:
+            commit["parent"] = parent
+        data = json.dumps(commit, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        parent = hashlib.sha256(data).hexdigest()
+        path.write_bytes(data)
+    (registry / "_log" / "head").write_text(json.dumps({"uws": 1, "number": COMMITS}))
+
+
+def resnap(registry: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Edit the snapshot of family beta in the newest checkpoint, and let its digest fit."""
+
+    def into(commit: dict[str, Any]) -> None:
+        (entry,) = (entry for entry in commit["index"] if entry["family"] == "beta")
+        folder = registry / "_log" / "snapshots"
+        snapshot = json.loads((folder / f"{entry['digest']}.json").read_bytes())
+        edit(snapshot)
+        data = json.dumps(snapshot, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        entry.update(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+        (folder / f"{entry['digest']}.json").write_bytes(data)
+
+    rechain(registry, into, first=7)
+
+
+@pytest.mark.parametrize(
+    ("rule", "edit"),
+    [
+        ("R-SNAP-1", lambda snapshot: snapshot["tasks"].append(snapshot["tasks"][0])),
+        ("R-SNAP-1", lambda snapshot: snapshot["tasks"][0]["versions"].reverse()),
+        ("R-SNAP-1", lambda snapshot: snapshot["tasks"][0].update(last_version=1)),
+        ("R-SNAP-1", lambda snapshot: snapshot["tasks"][0]["aliases"].reverse()),
+        ("R-SNAP-1", lambda snapshot: snapshot["tasks"][0].update(aliases=[["prod", 9]])),
+        ("R-SNAP-1", lambda snapshot: snapshot["bases"].pop()),
+        ("R-SNAP-3", lambda snapshot: snapshot.update(family="gamma")),
+        ("R-SNAP-3", lambda snapshot: snapshot.update(architecture="0" * 64)),
+        ("R-JSON-6", lambda snapshot: snapshot.update(more=1)),
+        ("R-JSON-7", lambda snapshot: snapshot.pop("tasks")),
+    ],
+)
+def test_a_snapshot_that_breaks_a_rule_is_refused_or_replaced_by_the_log(
+    tmp_path: Path, rule: str, edit: Callable[[dict[str, Any]], None]
+) -> None:
+    registry = Path(shutil.copytree(REGISTRY, tmp_path / "registry"))
+    resnap(registry, edit)
+    with pytest.raises(Refusal) as caught:
+        read_from_checkpoint(registry)
+    assert caught.value.rule == rule
+    opened = Registry.open(str(registry))
+    assert make_log_vectors.names_of(opened.state()) == EXPECTED
+    assert [problem.kind for problem in opened.audit()] == ["format/snapshot"]
+
+
+def test_a_checkpoint_without_an_index_is_refused_by_both(tmp_path: Path) -> None:
+    registry = Path(shutil.copytree(REGISTRY, tmp_path / "registry"))
+    rechain(registry, lambda commit: commit.pop("index"), first=7)
+    with pytest.raises(Refusal) as caught:
+        read_from_checkpoint(registry)
+    assert caught.value.rule == "R-SNAP-5"
+    with pytest.raises(FormatError) as refused:
+        Registry.open(str(registry)).state()
+    assert refused.value.kind == "format/checkpoint"
+
+
+def test_a_hint_that_is_no_document_is_none(tmp_path: Path) -> None:
+    registry = Path(shutil.copytree(REGISTRY, tmp_path / "registry"))
+    (registry / "_log" / "head").unlink()
+    with pytest.raises(Refusal) as caught:
+        read_from_checkpoint(registry)
+    assert caught.value.rule == "R-LOG-7"
+    assert make_log_vectors.names_of(Registry.open(str(registry)).state()) == EXPECTED

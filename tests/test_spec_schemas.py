@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import make_schemas
 import pytest
+from independent_documents import check_record
 from spec_support import VECTORS, basis_folder, model_folder, read_commits, read_document
 from zoo_support import make_zoo
 
@@ -19,6 +20,7 @@ from uws_store import add, build
 from uws_store.errors import FormatError
 from uws_store.metadata.document import Document
 from uws_store.metadata.log import HeadHint
+from uws_store.metadata.pending import PendingNote
 from uws_store.registry import registry as registry_module
 
 Json = dict[str, Any]
@@ -82,7 +84,10 @@ def test_a_stale_schema_is_found_and_written(tmp_path: Path, capsys: pytest.Capt
 
 def test_what_the_package_writes_is_valid(built: Path) -> None:
     documents = documents_of(built)
-    assert {name for name, _ in documents} == set(make_schemas.DOCUMENTS)
+    assert {name for name, _ in documents} == set(make_schemas.DOCUMENTS) - {"pending"}
+    note = PendingNote(kind="lease", prefixes=(f"families/small/models/{'0' * 64}",))
+    documents.append(("pending", json.loads(note.to_bytes())))
+    check_record("pending", documents[-1][1], "a note")
     for name, document in documents:
         validator(name).validate(document)
 

@@ -18,6 +18,7 @@ from uws_store.metadata.basis import BasisDocument
 from uws_store.metadata.document import Document
 from uws_store.metadata.log import Commit, HeadHint, RegistryDocument
 from uws_store.metadata.model import ModelDocument
+from uws_store.metadata.pending import PendingNote
 from uws_store.metadata.snapshot import FamilySnapshot
 
 DOCUMENTS: Mapping[str, type[Document]] = {
@@ -25,6 +26,7 @@ DOCUMENTS: Mapping[str, type[Document]] = {
     "commit": Commit,
     "head": HeadHint,
     "model": ModelDocument,
+    "pending": PendingNote,
     "registry": RegistryDocument,
     "snapshot": FamilySnapshot,
 }

@@ -19,6 +19,7 @@ __all__ = [
     "HEAD_PATH",
     "LOG_PREFIX",
     "PCODEC_LEVEL",
+    "PENDING_PREFIX",
     "POOL_COEFFICIENTS",
     "PRIVATE_CHUNK",
     "REGISTRY_DOCUMENT",
@@ -32,6 +33,7 @@ __all__ = [
     "family_groups",
     "model_prefix",
     "page_for",
+    "pending_path",
     "shard_path",
     "snapshot_path",
 ]
@@ -44,6 +46,9 @@ LOG_PREFIX = "_log"
 
 HEAD_PATH = "_log/head"
 """An overwritable hint to the newest commit; never trusted."""
+
+PENDING_PREFIX = "_pending"
+"""Notes that writers leave for each other; readers do not look there."""
 
 FAMILIES_PREFIX = "families"
 """The families' objects."""
@@ -88,6 +93,11 @@ def commit_number(path: str) -> int | None:
 def snapshot_path(digest: str) -> str:
     """Object of a family's snapshot."""
     return f"{LOG_PREFIX}/snapshots/{digest}.json"
+
+
+def pending_path(kind: str, nonce: str) -> str:
+    """Object of a writer's note."""
+    return f"{PENDING_PREFIX}/{kind}-{nonce}.json"
 
 
 def family_groups(family: str) -> tuple[str, ...]:

@@ -121,8 +121,13 @@ def _integer_shards(values: Array, chunk: int) -> Iterator[bytes]:
         yield b"".join([*payloads, tail, _CRC.pack(google_crc32c.value(tail))])
 
 
-def put_verified(storage: Storage, path: str, data: bytes) -> None:
+def put_verified(storage: Storage, path: str, data: bytes) -> bool:
     """Store an immutable object for a commit to name; when it is there already, check that it holds the same bytes.
+
+    Returns
+    -------
+    bool
+        Whether it is new.
 
     Raises
     ------
@@ -130,13 +135,14 @@ def put_verified(storage: Storage, path: str, data: bytes) -> None:
         When another content stands at the path (kind ``storage/conflict``): the registry is damaged.
     """
     if storage.stage(path, data):
-        return
+        return True
     if storage.size(path) != len(data) or storage.read(path) != data:
         raise StorageError(
             f"{storage.url}/{path} exists with other bytes than its digest names; an earlier write was damaged. "
             "Remove the object and publish again",
             kind="storage/conflict",
         )
+    return False
 
 
 def verify_object(data: bytes, record: ObjectRecord, *, where: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The bench: ``python tools/bench codec`` measures score against bytes, ``codec --speed`` throughput.
+"""The bench: ``codec`` measures score against bytes, ``codec --speed`` throughput, ``registry`` opening a large one.
 
 Owns the command line. Results of whole runs are kept in ``results/``.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import registry
 import torch
 from codec import ZooResult, measure
 from codec_report import LEGEND, as_document, draw, markdown, show
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width: lines stay whole
         console = Console(width=PRINTED_WIDTH)
+    if options.command == "registry":
+        return _registry(options, console)
     torch.set_num_threads(options.threads)
     if options.speed:
         return _speed(options, console)
@@ -90,9 +94,48 @@ def _speed(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _registry(options: argparse.Namespace, console: Console) -> int:
+    def tell(what: str) -> None:
+        sys.stderr.write(f"{what}\n")
+
+    def measured(folder: Path) -> registry.OpeningResult:
+        return registry.measure_opening(
+            folder,
+            models=options.models,
+            families=options.families,
+            per_commit=options.per_commit,
+            progress=tell,
+        )
+
+    if options.folder is not None:
+        result = measured(options.folder)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = measured(Path(folder) / "registry")
+    registry.show_opening(result, console)
+    if options.json:
+        options.json.write_text(json.dumps(registry.document(result), indent=1) + "\n")
+    if options.markdown:
+        command = (
+            f"python tools/bench registry --models {options.models} --families {options.families} "
+            f"--per-commit {options.per_commit}"
+        )
+        options.markdown.write_text(registry.markdown(result, command=command))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python tools/bench", description="Measure the codec.")
-    commands = parser.add_subparsers(required=True)
+    parser = argparse.ArgumentParser(
+        prog="python tools/bench", description="Measure the codec, or the registry."
+    )
+    commands = parser.add_subparsers(required=True, dest="command")
+    opening = commands.add_parser("registry", help="opening a large registry, beside reading its whole log")
+    opening.add_argument("--models", type=int, default=100_000, help="models in all (default: 100000)")
+    opening.add_argument("--families", type=int, default=200, help="families (default: 200)")
+    opening.add_argument("--per-commit", type=int, default=10, help="models a commit adds (default: 10)")
+    opening.add_argument("--folder", type=Path, help="keep the registry here, and use it when it is there")
+    opening.add_argument("--json", type=Path, help="write all numbers to this file")
+    opening.add_argument("--markdown", type=Path, help="write the table to this file")
     codec = commands.add_parser("codec", help="score kept against bytes, beside other methods; or speed")
     codec.add_argument("--zoo", default=",".join(ZOO_NAMES), type=_zoo_names, help="zoos, by default all")
     codec.add_argument("--json", type=Path, help="write all numbers to this file")

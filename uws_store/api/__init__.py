@@ -5,6 +5,7 @@ Names are resolved and parts joined here; the command line and the package root 
 
 from __future__ import annotations
 
+from uws_store.api.collecting import gc
 from uws_store.api.comparing import DiffResult, diff
 from uws_store.api.doctor import Diagnosis, doctor
 from uws_store.api.family import Family, open_family, open_registry
@@ -56,6 +57,7 @@ __all__ = [
     "doctor",
     "export",
     "file_name_of",
+    "gc",
     "history",
     "is_model",
     "list_families",

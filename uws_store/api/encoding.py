@@ -115,9 +115,9 @@ class FamilyTarget:
     def __reduce__(self) -> tuple[Callable[[str, str, str], FamilyTarget], tuple[str, str, str]]:
         return _target_here, (self.storage.url, self.family, self.basis.digest)
 
-    def put(self, model: EncodedModel) -> None:
-        """Store a model's objects, its group document last."""
-        put_objects(self.storage, layout.model_prefix(self.family, model.digest), model.objects)
+    def put(self, model: EncodedModel) -> bool:
+        """Store a model's objects, its group document last; tell whether all are new."""
+        return put_objects(self.storage, layout.model_prefix(self.family, model.digest), model.objects)
 
     def holds(self, stored: StoredModel) -> bool:
         """Whether every object of a model that was stored before is still there."""
@@ -158,18 +158,21 @@ class StoredModel:
         Whether it has the exact tier.
     objects : tuple of (str, int)
         Path below the model's folder and size in bytes of each object.
+    is_new : bool
+        Whether none of them was there before.
     """
 
     result: ModelResult
     digest: str
     exact: bool
     objects: tuple[tuple[str, int], ...]
+    is_new: bool
 
     @classmethod
-    def of(cls, result: ModelResult, model: EncodedModel) -> StoredModel:
+    def of(cls, result: ModelResult, model: EncodedModel, *, is_new: bool) -> StoredModel:
         """Keep of an encoded model what a commit needs."""
         sizes = tuple((path, len(data)) for path, data in model.objects.items())
-        return cls(result, model.digest, model.document.exact is not None, sizes)
+        return cls(result, model.digest, model.document.exact is not None, sizes, is_new)
 
     def action(self, family: str, *, version: int, revision: int) -> ModelAction:
         """Write the model's line of a commit."""
@@ -194,15 +197,15 @@ def encode_and_store(job: EncodeJob) -> StoredModel:
     encoding = ModelEncoding(target.basis, job.fidelity, target.analyses, None)
     checkpoint = job.files[job.task]
     model = encoding.encode(job.task, checkpoint, exact=job.exact)
-    target.put(model)
+    is_new = target.put(model)
     result = encoding.result(job.task, model, version=1, read=checkpoint.notices)
-    return StoredModel.of(result, model)
+    return StoredModel.of(result, model, is_new=is_new)
 
 
-def put_objects(storage: Storage, prefix: str, objects: dict[str, bytes]) -> None:
-    """Store objects in their order, each read back where it existed."""
-    for path, data in objects.items():
-        put_verified(storage, f"{prefix}/{path}", data)
+def put_objects(storage: Storage, prefix: str, objects: dict[str, bytes]) -> bool:
+    """Store objects in their order, each read back where it existed; tell whether all are new."""
+    new = [put_verified(storage, f"{prefix}/{path}", data) for path, data in objects.items()]
+    return all(new)
 
 
 def fidelity_of(basis: Basis) -> Fidelity:

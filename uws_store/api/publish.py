@@ -6,7 +6,8 @@ as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from uws_store import layout
@@ -53,7 +54,7 @@ from uws_store.fidelity import (
 from uws_store.metadata.group import PLAIN_GROUP
 from uws_store.metadata.log import Action, BasisAction, FamilyAction, ModelAction
 from uws_store.names import check_family_name, check_task_name, collision_key
-from uws_store.registry import Registry, RegistryState
+from uws_store.registry import Publication, Registry, RegistryState
 from uws_store.storage import Storage
 from uws_store.store import put_verified
 
@@ -197,6 +198,7 @@ def build(
     with (
         Members(scan_zoo(Path(zoo)), skip_mismatched=skip_mismatched) as members,
         Workers(spec) as pool,
+        contextlib.ExitStack() as held,
     ):
         # Made only now: a zoo that is refused leaves no empty registry behind.
         opened = open_registry(registry, create=True)
@@ -228,7 +230,10 @@ def build(
         if judge is not None:
             judge.settle(built.basis)
         _put_groups(opened.storage, family)
-        put_objects(opened.storage, layout.basis_prefix(family, built.basis.digest), built.objects)
+        publication = held.enter_context(Publication(opened.storage))
+        prefix = layout.basis_prefix(family, built.basis.digest)
+        is_new = put_objects(opened.storage, prefix, built.objects)
+        publication.stored(prefix, _sizes(built.objects), reused=not is_new)
         members.checkpoints.drop()
         target = FamilyTarget(opened.storage, family, built.basis)
         basis_bytes = built.size_bytes
@@ -236,6 +241,8 @@ def build(
         stored: dict[str, StoredModel] = {}
         for model in _encode_all(members, target, fidelity, judge, exact=exact, pool=pool):
             stored[model.result.task] = model
+            prefix = layout.model_prefix(family, model.digest)
+            publication.stored(prefix, dict(model.objects), reused=not model.is_new)
             if progress is not None:
                 progress("encoding", len(stored), len(members.checkpoints))
         in_order = [stored[task] for task in members.checkpoints]
@@ -250,6 +257,7 @@ def build(
             _require_new(state, family)
             return actions
 
+        publication.settle()
         commit = opened.publish(all_actions)
         work.clear()
         return BuildResult(
@@ -341,14 +349,18 @@ def add(
             judge.settle(basis)
         encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), judge)
         model = encoding.encode(name, source, exact=exact)
-    put_objects(opened.storage, layout.model_prefix(family, model.digest), model.objects)
+    prefix = layout.model_prefix(family, model.digest)
 
     def actions(state: RegistryState) -> Sequence[Action]:
         _require_spelling(state, family, name)
         version = state.next_version(family, name)
         return [_model_action(family, name, model, version=version, revision=entry.revision)]
 
-    commit = opened.publish(actions)
+    with Publication(opened.storage) as publication:
+        is_new = put_objects(opened.storage, prefix, model.objects)
+        publication.stored(prefix, _sizes(model.objects), reused=not is_new)
+        publication.settle()
+        commit = opened.publish(actions)
     published = next(action for action in commit.actions if isinstance(action, ModelAction))
     remarks = remarks_on_promise(basis, fidelity, request)
     return AddResult(
@@ -387,6 +399,10 @@ def _require_architecture(basis: Basis, checkpoint: Checkpoint, family: str) -> 
             f"{checkpoint.source} does not belong to family {family!r}: {newcomer.problem.message}",
             kind=newcomer.problem.kind,
         )
+
+
+def _sizes(objects: Mapping[str, bytes]) -> dict[str, int]:
+    return {path: len(data) for path, data in objects.items()}
 
 
 def _put_groups(storage: Storage, family: str) -> None:
@@ -431,8 +447,9 @@ def _encode_all(
     encoding = ModelEncoding(target.basis, fidelity, target.analyses, judge)
     for task, checkpoint in members.checkpoints.items():
         model = encoding.encode(task, checkpoint, exact=exact)
-        target.put(model)
-        yield StoredModel.of(encoding.result(task, model, version=1, read=checkpoint.notices), model)
+        is_new = target.put(model)
+        result = encoding.result(task, model, version=1, read=checkpoint.notices)
+        yield StoredModel.of(result, model, is_new=is_new)
 
 
 def _model_action(family: str, task: str, model: EncodedModel, *, version: int, revision: int) -> ModelAction:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uws_store.registry.collect import Collection, Removal, collect
+from uws_store.registry.pending import Publication
 from uws_store.registry.registry import Registry
 from uws_store.registry.state import (
     BasisEntry,
@@ -14,10 +16,14 @@ from uws_store.registry.state import (
 
 __all__ = [
     "BasisEntry",
+    "Collection",
     "FamilyState",
     "ModelEntry",
+    "Publication",
     "Registry",
     "RegistryState",
+    "Removal",
     "TaskState",
+    "collect",
     "split_task",
 ]

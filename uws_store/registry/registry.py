@@ -269,6 +269,29 @@ class Registry:
             yield commit, found
             number, expected = number - 1, commit.parent
 
+    def reachable(self) -> tuple[RegistryState, frozenset[str]]:
+        """Tell the state now, and the digests of the snapshots that the newest checkpoints name.
+
+        Snapshots of the checkpoint before the newest count too: a reader may be at it.
+        """
+        with self._lock:
+            view = self._view = read_on(
+                self.storage, self._view if self._was_read else self._first_view(), look_beyond=True
+            )
+            self._was_read = True
+        digests: set[str] = set()
+        number = view.checkpoint
+        for _ in range(2):
+            if number is None:
+                break
+            data = read_limited(self.storage, commit_path(number), Commit)
+            if data is None:
+                raise FormatError(f"{self.url}: commit {number} is missing", kind="format/log-gap")
+            commit = Commit.parse(data, where=f"{self.url}/{commit_path(number)}")
+            digests |= {entry.digest for entry in commit.index or ()}
+            number = commit.checkpoint
+        return view.state, frozenset(digests)
+
     def audit(self, *, repair: bool = False) -> tuple[Problem, ...]:
         """Read the whole log, and hold every checkpoint and its snapshots to it: one request for each of these.
 

@@ -7,6 +7,7 @@ imported when it runs, so that ``--help`` does not wait for torch.
 from __future__ import annotations
 
 from uws_store.cli.command import Command
+from uws_store.cli.commands.keeping import gc
 from uws_store.cli.commands.looking import list_, report, show
 from uws_store.cli.commands.making import add, build, init
 from uws_store.cli.commands.naming import alias, delete, diff, log
@@ -25,6 +26,7 @@ COMMANDS: tuple[Command, ...] = (
     diff,
     alias,
     delete,
+    gc,
     verify,
     report,
     export,

@@ -1,0 +1,62 @@
+"""Commands that keep a registry in order: what is no longer needed is removed."""
+# ruff: noqa: PLC0415 - what a command does is imported when it runs
+
+from __future__ import annotations
+
+import click
+
+from uws_store.cli.command import Example, command
+from uws_store.cli.output import Output
+
+__all__ = ["gc"]
+
+
+@command(
+    "gc",
+    Example("uws-store gc --dry-run", "what would be removed"),
+    Example("uws-store gc", "mark what nothing reaches, remove what was marked a day ago"),
+    Example("uws-store gc --keep-last 3 --older-than 30d", "and withdraw old versions first"),
+)
+@click.option("--dry-run", is_flag=True, help="Change nothing, and tell what would be.")
+@click.option(
+    "--keep-last",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    help="Withdraw the versions of each task but the last so many; never one that an alias stands for.",
+)
+@click.option(
+    "--older-than",
+    metavar="DURATION",
+    help="With --keep-last: only versions published so long ago, such as 30d or 12h.",
+)
+@click.option(
+    "--grace",
+    default="1d",
+    show_default=True,
+    metavar="DURATION",
+    help="How long something must have been unreachable; at least 1h, by the storage's clock.",
+)
+def gc(
+    *,
+    dry_run: bool,
+    keep_last: int | None,
+    older_than: str | None,
+    grace: str,
+    output: Output,
+    registry: str | None,
+) -> None:
+    """Remove what no version of any task reaches any more.
+
+    It takes two runs, a grace period apart: the first marks, the second removes what is still unreachable. What a
+    version or an alias reaches is never removed, nor what a publication at work has uploaded.
+    """
+    from uws_store.cli.keeping import run_gc
+
+    run_gc(
+        dry_run=dry_run,
+        keep_last=keep_last,
+        older_than=older_than,
+        grace=grace,
+        output=output,
+        registry=registry,
+    )

@@ -1,0 +1,49 @@
+"""``gc``: what was removed, and what waits to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from uws_store.api import gc
+from uws_store.cli.output import Output, counted, facts, size
+from uws_store.registry import Removal
+
+__all__ = ["run_gc"]
+
+
+def run_gc(
+    *,
+    dry_run: bool,
+    keep_last: int | None,
+    older_than: str | None,
+    grace: str,
+    output: Output,
+    registry: str | None,
+) -> None:
+    """Collect garbage."""
+    result = gc(registry=registry, dry_run=dry_run, keep_last=keep_last, older_than=older_than, grace=grace)
+    if output.as_json:
+        output.document(result)
+        return
+    if output.quiet:
+        output.names(removal.prefix for removal in result.removed)
+        return
+    would = "would be " if dry_run else ""
+    names = [f"{family}/{task}@{version}" for family, task, version in result.withdrawn]
+    output.show(
+        facts(
+            (
+                (f"{would}withdrawn", counted(len(names), "version"), ", ".join(names[:5])),
+                (f"{would}removed", *_measure(result.removed)),
+                ("unreachable", *_measure(result.marked)),
+                ("held by a publisher", str(len(result.held)), ""),
+            )
+        )
+    )
+    if result.marked and not dry_run:
+        output.notice(f"what is unreachable is removed by the next run that is at least {grace} later")
+
+
+def _measure(removals: Sequence[Removal]) -> tuple[str, str]:
+    objects = sum(removal.objects for removal in removals)
+    return size(sum(removal.size_bytes for removal in removals)), counted(objects, "object")

@@ -242,7 +242,9 @@ def build(
         for model in _encode_all(members, target, fidelity, judge, exact=exact, pool=pool):
             stored[model.result.task] = model
             prefix = layout.model_prefix(family, model.digest)
-            publication.stored(prefix, dict(model.objects), reused=not model.is_new)
+            # What an earlier run stored may be as old as garbage is.
+            resumes = members.work is not None and members.work.reused > 0
+            publication.stored(prefix, dict(model.objects), reused=resumes or not model.is_new)
             if progress is not None:
                 progress("encoding", len(stored), len(members.checkpoints))
         in_order = [stored[task] for task in members.checkpoints]

@@ -121,7 +121,7 @@ RECORDS = {
     "delete": "op=delete family:family task:task version:count",
     "basis_document": "uws=1 kind=basis architecture:hex fraction_bits?=10 step:step core_length:length "
     "core_chunk:chunk core_page:page residual_chunk:chunk tensors:[tensor] mean?:array left?:array right?:array "
-    "exponents?:array profile?:array shared?:array build:build",
+    "exponents?:array profile?:array shared?:array files?:[file] file_bytes?:array build:build",
     "step": "mantissa:128..255 exponent:-200..100",
     "tensor": "name:name shape:[length] dtype:dtype mode:mode tied_to?:name left?:side right?:side "
     f"mean_grid?:-256..256 shift?:-64..64 group?:0..{MOST_TENSORS}",
@@ -131,7 +131,8 @@ RECORDS = {
     "build": f"models:1..{2**32} sources:hex tool:text64 pcodec:text64 options?:[text,text]",
     "model_document": "uws=1 kind=model basis:hex step:step dtype?:dtype dtypes?:[name,dtype] absent?:[name] "
     "private?:[private] core?:array private_bytes?:array residual16?:array residual32?:array residual64?:array "
-    "compact:digests exact?:digests rel_error:positive errors:text source:source scores?:[score]",
+    "shared_files?:[text200] files?:[file] file_bytes?:array compact:digests exact?:digests rel_error:positive errors:text source:source scores?:[score]",
+    "file": f"name:text200 size:0..{2**26} sha256:hex",
     "private": "name:name shape:[length] dtype:dtype",
     "digests": "root:hex leaves:text",
     "source": f"sha256:hex size_bytes:0..{2**63 - 1} metadata?:[text,text]",
@@ -171,6 +172,7 @@ PATTERNS = {
     "stored": ("uint8|int16|int32|uint16|uint32|uint64", 10),
 }
 MOST = {"[length]": 32, "[tensor]": MOST_TENSORS, "[private]": MOST_TENSORS, "[name]": MOST_TENSORS}
+MOST |= {"[file]": 64, "[text200]": 64}
 
 
 def check_value(kind: str, value: Json, where: str) -> None:

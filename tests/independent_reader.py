@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 import struct
 import warnings
 from pathlib import Path
@@ -178,6 +179,7 @@ class Basis:
         self.document = read_group(folder, digest=digest, most_bytes=64 << 20, kind="basis_document")
         self.rows: list[dict[str, Json]] = self.document["tensors"]
         check_table(self.rows)
+        check_files(self.document)
         coded = [row for row in self.rows if row["mode"] == "coded"]
         coded.sort(key=lambda row: row["group"])  # stable: by group, then by table
         self.shared: dict[str, tuple[int, int]] = {}
@@ -260,6 +262,7 @@ class Model:
 
     def __init__(self, folder: Path, digest: str, basis: Basis, basis_digest: str) -> None:
         self.document = read_group(folder, digest=digest, most_bytes=16 << 20, kind="model_document")
+        check_files(self.document)
         self.basis = basis
         document = self.document
         require(document["basis"] == basis_digest, "R-MODEL-1", "another basis")
@@ -419,6 +422,58 @@ class Model:
         leaves = unpack(recorded["leaves"], rule="R-DIGEST-3")
         require(leaves == b"".join(digest[:8] for digest in digests), "R-DIGEST-4", "a leaf")
         require(hashlib.sha256(b"".join(digests)).hexdigest() == recorded["root"], "R-DIGEST-4", "the root")
+
+
+FILE_NAME = r"([0-9]{1,2}_[A-Za-z]{1,40}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}\.(json|txt|model|jinja)"
+DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)),
+}
+
+
+def check_files(document: dict[str, Json]) -> list[str]:
+    """Check the names and sizes of a document's side files; give the names of its own."""
+    records = document.get("files") or []
+    own: list[str] = [record["name"] for record in records]
+    names = own + (document.get("shared_files") or [])
+    for name in names:
+        require(re.fullmatch(FILE_NAME, name), "R-FILE-1", name)
+        require(name.rpartition("/")[2].partition(".")[0].lower() not in DEVICES, "R-FILE-1", name)
+    require(len({name.lower() for name in names}) == len(names), "R-FILE-2", "two files have one name")
+    array = document.get("file_bytes")
+    stored = sum(record["size"] for record in records)
+    require(stored == (array["length"] if array else 0), "R-FILE-2", f"{stored} bytes of files")
+    return own
+
+
+def read_own_files(folder: Path, document: dict[str, Json]) -> dict[str, bytes]:
+    """The side files that stand in a basis or a model itself."""
+    data = read_array(folder, "files", document.get("file_bytes"), dtype="uint8").tobytes()
+    found: dict[str, bytes] = {}
+    for record in document.get("files") or []:
+        found[record["name"]], data = data[: record["size"]], data[record["size"] :]
+        digest = hashlib.sha256(found[record["name"]]).hexdigest()
+        require(digest == record["sha256"], "R-FILE-3", f"{record['name']}: digest")
+    return found
+
+
+def read_files(
+    registry: Path, family: str, task: str, *, revision: int | str | None = None
+) -> dict[str, bytes]:
+    """Read the side files of one model of a registry folder, by name."""
+    model_digest, basis_digest = resolve(read_log(registry), family, task, revision)
+    folder = registry / "families" / family
+    basis = Basis(folder / "basis" / basis_digest, basis_digest)
+    model = Model(folder / "models" / model_digest, model_digest, basis, basis_digest)
+    found = read_own_files(folder / "models" / model_digest, model.document)
+    common = read_own_files(folder / "basis" / basis_digest, basis.document)
+    for name in model.document.get("shared_files") or []:
+        require(name in common, "R-FILE-3", f"the basis has no {name}")
+        found[name] = common[name]
+    return found
 
 
 def read_model(

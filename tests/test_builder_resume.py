@@ -186,7 +186,7 @@ def test_what_is_packed_comes_back(tmp_path: Path, zoo: Path) -> None:
         assert again.choice == made.choice
         assert torch.equal(again.mean, made.mean)
         assert list(again.samples) == ["task-01"]
-    result = ModelResult("t", 1, 0.5, 1, 2, 3, 4, float("inf"), ("n",), 0.1, (), ())
+    result = ModelResult("t", 1, 0.5, 1, 2, 0, 3, 4, float("inf"), ("n",), 0.1, (), ())
     model = StoredModel(result, "d", exact=True, objects=(("core/c/0", 3),), is_new=True)
     assert unpack(pack(model), StoredModel) == model
 

@@ -61,7 +61,7 @@ def test_the_independent_reader_names_only_rules_there_are() -> None:
 
 def test_every_rule_by_which_the_independent_reader_refuses_has_a_damage() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in TESTS.glob("independent_*.py"))
-    tables = [TESTS / name for name in ("test_spec_invalid.py", "test_spec_log.py")]
+    tables = [TESTS / name for name in ("test_spec_invalid.py", "test_spec_log.py", "test_spec_files.py")]
     tried = set(RULE.findall("".join(path.read_text(encoding="utf-8") for path in tables)))
     assert set(RULE.findall(text)) - tried == set()
 

@@ -38,8 +38,8 @@ from uws_store.tensor_bytes import bytes_of, digest_of
 
 OBJECT = re.compile(
     r"uws\.json|_log/(head|[0-9]{20}\.json|snapshots/[0-9a-f]{64}\.json)|families/[A-Za-z0-9_][A-Za-z0-9._-]*/(zarr\.json|(basis|models)/zarr\.json|"
-    r"basis/[0-9a-f]{64}/(zarr\.json|(mean|left|right|exponents|profile|shared)/(zarr\.json|c/(0|[1-9][0-9]*)))|"
-    r"models/[0-9a-f]{64}/(zarr\.json|(core|private|residual(16|32|64))/(zarr\.json|c/(0|[1-9][0-9]*))))"
+    r"basis/[0-9a-f]{64}/(zarr\.json|(mean|left|right|exponents|profile|shared|files)/(zarr\.json|c/(0|[1-9][0-9]*)))|"
+    r"models/[0-9a-f]{64}/(zarr\.json|(core|private|files|residual(16|32|64))/(zarr\.json|c/(0|[1-9][0-9]*))))"
 )
 
 
@@ -120,7 +120,7 @@ def test_array_metadata_is_the_template_of_the_specification(registry: Path) -> 
         document = read_document(folder)
         for path in folder.glob("*/zarr.json"):
             name = path.parent.name
-            array = document["private_bytes" if name == "private" else name]
+            array = document[{"private": "private_bytes", "files": "file_bytes"}.get(name, name)]
             own = coder[1].replace(":P,", f":{array['page']},") if "page" in array else '{"name":"bytes"}'
             filled = template.replace("CODER", own).replace("[S]", f"[{array['chunk'] * slots_of(array)}]")
             filled = filled.replace("[C]", f"[{array['chunk']}]").replace("[L]", f"[{array['length']}]")

@@ -73,6 +73,9 @@ OWNERS: Mapping[str, frozenset[str]] = {
     "s3fs": frozenset({"storage"}),
     "safetensors": frozenset({"checkpoint"}),
     "tenacity": frozenset({"storage"}),
+    # The classes of modules that a model's configuration names.
+    "timm": frozenset({"loader"}),
+    "transformers": frozenset({"loader"}),
     "yarl": frozenset({"storage"}),
     "zarr": frozenset({"store"}),
     # What can run code that a file names.

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Make the golden vectors: a small registry whose every byte is frozen, and the digests of what it holds.
 
-``tools/make_vectors.py FOLDER`` writes ``registry/`` and ``expected.json`` into a folder that does not exist. The
+``tools/make_vectors.py FOLDER`` writes ``registry/`` and ``expected.json`` into a folder that does not exist, and the
+same of a registry with side files into ``files/`` in it. The
 vectors under ``spec/vectors/`` were made once and are never made again: a version of the format keeps the registries
 that were written in it. Run it to see what another version of the tools would write, or to begin a new version.
 
@@ -17,7 +18,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from uws_store import layout
 from uws_store.architecture import TensorSignature, signature_digest
 from uws_store.basis import Basis
 from uws_store.builder.encode import EncodedModel, encode_model
+from uws_store.builder.files import pack_files
 from uws_store.canonical import Step
 from uws_store.checkpoint import open_checkpoint, write_safetensors
 from uws_store.dtypes import DTYPES
@@ -139,7 +141,12 @@ class ForgedBasis:
 
 
 def forge_basis(
-    rows: Sequence[Row], *, seed: int, core_chunk: int = CORE_CHUNK, array_chunk: int = 1 << 17
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    core_chunk: int = CORE_CHUNK,
+    array_chunk: int = 1 << 17,
+    files: Mapping[str, bytes] | None = None,
 ) -> ForgedBasis:
     """Make a basis of random numbers with the features that a table asks for.
 
@@ -151,6 +158,8 @@ def forge_basis(
         Of all its numbers.
     core_chunk, array_chunk : int
         Inner chunks of the models' core and of the basis's own arrays.
+    files : mapping of str to bytes, optional
+        Side files.
     """
     rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]] = {}
@@ -188,6 +197,9 @@ def forge_basis(
         )
         for name, values in parts.items()
     }
+    records, file_array = pack_files(files or {})
+    if file_array is not None:
+        arrays["files"] = file_array
     document = BasisDocument(
         architecture=signature_digest(TensorSignature(row.name, row.shape) for row in rows),
         step=StepRecord(mantissa=STEP.mantissa, exponent=STEP.exponent),
@@ -196,7 +208,8 @@ def forge_basis(
         core_page=1 << 12,
         residual_chunk=1 << 17,
         tensors=tuple(_record(row) for row in rows),
-        **{name: array.record for name, array in arrays.items()},  # type: ignore[arg-type]
+        files=records,
+        **{("file_bytes" if name == "files" else name): array.record for name, array in arrays.items()},  # type: ignore[arg-type]
         build=BuildRecord(models=2, sources="0" * 64, tool=TOOL, pcodec="0.3", options=(("forged", "yes"),)),
     )
     group = to_group_bytes(document)
@@ -288,13 +301,21 @@ def odd_checkpoint(rows: Sequence[Row], basis: ForgedBasis) -> dict[str, torch.T
 
 
 def encode(
-    basis: Basis, tensors: Mapping[str, torch.Tensor], *, exact: bool, step: Step = STEP
+    basis: Basis,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    exact: bool,
+    step: Step = STEP,
+    files: Mapping[str, bytes] | None = None,
 ) -> EncodedModel:
-    """Encode a state dict as if it came from a file."""
+    """Encode a state dict as if it came from a file, or with side files from a folder."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         write_safetensors(path, tensors, {"licence": "CC0-1.0"})
-        with open_checkpoint(path) as checkpoint:
+        for name, data in (files or {}).items():
+            (Path(folder) / name).parent.mkdir(exist_ok=True)
+            (Path(folder) / name).write_bytes(data)
+        with open_checkpoint(path if files is None else folder) as checkpoint:
             return encode_model(basis, checkpoint, exact=exact, step=step)
 
 
@@ -400,6 +421,35 @@ def forge_registry(storage: Storage) -> None:
     )
 
 
+def forge_files_registry(storage: Storage) -> None:
+    """Write a registry of models with side files: shared, own, of another name, empty, and none."""
+    forge = Forge(storage)
+    rows = (ROWS[2], ROWS[4], ROWS[6])
+    tokenizer = json.dumps({"größe": list(range(300))}, ensure_ascii=False).encode()
+    common = {"config.json": b'{"labels": 2}', "tokenizer.json": tokenizer, "merges.txt": b""}
+    forged = forge_basis([replace(row, group=0) for row in rows], seed=31, files=common)
+    action, basis = forge.basis(forged, revision=1)
+    tensors = forge_checkpoint(rows, forged, seed=32)
+    own = {"config.json": b'{"labels": 3}', "1_Pooling/config.json": b"{}", "spiece.model": b"\x0a\x00\xff"}
+    kinds: dict[str, dict[str, bytes] | None] = {
+        "same": common,
+        "other": own | {"tokenizer.json": tokenizer},
+        "alone": own,
+        "empty": {"merges.txt": b""},
+        "bare": None,
+    }
+    forge.commit(
+        [
+            FamilyAction(family=FAMILY, architecture=basis.document.architecture),
+            action,
+            *(
+                forge.model(task, encode(basis, tensors, exact=True, files=files))
+                for task, files in kinds.items()
+            ),
+        ]
+    )
+
+
 def expectations(storage: Storage) -> dict[str, object]:
     """Tell what every model of a registry is at every tier."""
     registry = Registry.over(storage)
@@ -416,6 +466,7 @@ def expectations(storage: Storage) -> dict[str, object]:
                 "family": entry.family,
                 "task": entry.task,
                 "version": entry.version,
+                **_expected_files(model.side_files()),
                 "tensors": {
                     name: {
                         "dtype": source.dtype.name,
@@ -439,10 +490,22 @@ def expectations(storage: Storage) -> dict[str, object]:
     return {"commit": state.number, "aliases": aliases, "models": models}
 
 
+def _expected_files(files: Mapping[str, bytes]) -> dict[str, object]:
+    """Tell what side files are; nothing where there are none."""
+    return (
+        {"files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}} if files else {}
+    )
+
+
 def make(folder: Path) -> None:
     """Write the vectors into a folder."""
+    _make_one(folder, forge_registry)
+    _make_one(folder / "files", forge_files_registry)
+
+
+def _make_one(folder: Path, forge: Callable[[Storage], None]) -> None:
     storage = LocalStorage(folder / "registry", create=True)
-    forge_registry(storage)
+    forge(storage)
     expected = expectations(open_storage(str(folder / "registry")))
     (folder / "expected.json").write_text(_to_text(expected) + "\n", encoding="utf-8")
 

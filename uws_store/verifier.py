@@ -179,6 +179,7 @@ def verify_model(
         "residual16": document.residual16,
         "residual32": document.residual32,
         "residual64": document.residual64,
+        "files": document.file_bytes,
     }
     for name, record in arrays.items():
         if record is not None:
@@ -186,6 +187,7 @@ def verify_model(
     tiers: tuple[Tier, ...] = ("compact", "exact") if model.has_exact else ("compact",)
     tensors = 0
     if not findings.problems:
+        findings.attempt("files", model.side_files)
         findings.attempt("core", model.read_all)
     if not findings.problems:
         for tier in tiers:

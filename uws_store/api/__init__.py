@@ -29,7 +29,7 @@ from uws_store.api.names import (
     set_alias,
 )
 from uws_store.api.publish import add, build
-from uws_store.api.restore import ExportResult, export, file_name_of
+from uws_store.api.restore import ExportResult, export, export_name, file_name_of
 from uws_store.api.results import AddResult, BuildResult, ModelResult
 from uws_store.api.verification import ModelVerdict, VerifyResult, verify
 
@@ -56,6 +56,7 @@ __all__ = [
     "diff",
     "doctor",
     "export",
+    "export_name",
     "file_name_of",
     "gc",
     "history",

@@ -81,6 +81,7 @@ class ModelEncoding:
             bits_per_parameter=model.bits_per_parameter(self.basis),
             compact_bytes=model.compact_bytes,
             private_bytes=model.private_bytes,
+            file_bytes=model.file_bytes,
             size_bytes=model.size_bytes,
             source_bytes=model.document.source.size_bytes,
             rel_error=model.document.rel_error,

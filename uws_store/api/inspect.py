@@ -12,6 +12,7 @@ from uws_store.api.where import parse_condition, select
 from uws_store.basis import Basis
 from uws_store.errors import NotFoundError
 from uws_store.fidelity import ModelScore
+from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.model import ModelDocument
 from uws_store.model import read_document
 from uws_store.registry import FamilyState, ModelEntry, Registry, TaskState
@@ -95,8 +96,9 @@ class ModelSummary:
         Numbers.
     exact : bool
         Whether it can be loaded bit-identical.
-    size_bytes, compact_bytes, private_bytes, source_bytes : int
-        All its objects; those of the compact tier; the private tensors among these; the source checkpoint.
+    size_bytes, compact_bytes, private_bytes, file_bytes, source_bytes : int
+        All its objects; those of the weights of the compact tier; the private tensors among these; its own side files;
+        the weights of the source checkpoint.
     bits_per_parameter : float
         Of the compact tier, metadata counted, private tensors not, over basis-coded parameters.
     rel_error : float
@@ -105,6 +107,8 @@ class ModelSummary:
         The coded tensors with the largest relative errors.
     private_tensors : tuple of str
         Names of what is kept byte for byte.
+    side_files : tuple of str
+        Names of the files that travel with the weights, such as ``config.json``.
     scores : tuple of ModelScore
         Measured when it was published.
     published : str
@@ -123,11 +127,13 @@ class ModelSummary:
     size_bytes: int
     compact_bytes: int
     private_bytes: int
+    file_bytes: int
     source_bytes: int
     bits_per_parameter: float
     rel_error: float
     worst_tensors: tuple[tuple[str, float], ...]
     private_tensors: tuple[str, ...]
+    side_files: tuple[str, ...]
     scores: tuple[ModelScore, ...]
     published: str
     digest: str
@@ -210,13 +216,10 @@ def show(
         basis = opened.basis(entry.basis_digest)
         prefix = layout.model_prefix(family, entry.digest)
         document = read_document(opened.registry.storage, prefix, digest=entry.digest)
-        residual = sum(
-            array.size_bytes + len(layout.array_metadata(array))
-            for width in (16, 32, 64)
-            if (array := document.residual(width)) is not None
-        )
+        residual = sum(_stored_bytes(document.residual(width)) for width in (16, 32, 64))
+        files = _stored_bytes(document.file_bytes)
         private = document.private_bytes.size_bytes if document.private_bytes else 0
-        compact = entry.size_bytes - residual
+        compact = entry.size_bytes - residual - files
         kept = {record.name for record in document.private} | set(document.absent)
         coded = [name for name in basis.table if name in basis.slots and name not in kept]
         errors = sorted(zip(coded, document.error_list(), strict=True), key=lambda pair: -pair[1])
@@ -230,11 +233,15 @@ def show(
                 size_bytes=entry.size_bytes,
                 compact_bytes=compact,
                 private_bytes=private,
+                file_bytes=files,
                 source_bytes=document.source.size_bytes,
                 bits_per_parameter=8 * (compact - private) / max(1, basis.coded_parameters),
                 rel_error=document.rel_error,
                 worst_tensors=tuple(errors[:3]),
                 private_tensors=tuple(record.name for record in document.private),
+                side_files=tuple(
+                    sorted((*document.shared_files, *(record.name for record in document.files)))
+                ),
                 scores=tuple(ModelScore.of(record) for record in document.scores),
                 published=entry.time,
                 digest=entry.digest,
@@ -258,6 +265,11 @@ def _lineage(entry: ModelEntry, document: ModelDocument, basis: Basis, task: Tas
         commit=entry.commit,
         aliases=tuple(sorted(alias for alias, version in task.aliases.items() if version == entry.version)),
     )
+
+
+def _stored_bytes(array: ArrayRecord | None) -> int:
+    """Bytes of an array's objects."""
+    return array.size_bytes + len(layout.array_metadata(array)) if array is not None else 0
 
 
 def _summary(state: FamilyState) -> FamilySummary:

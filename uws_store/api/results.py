@@ -21,8 +21,9 @@ class ModelResult:
         Its version.
     bits_per_parameter : float
         Bits of the compact tier per basis-coded parameter, metadata counted, private tensors not.
-    compact_bytes, private_bytes, size_bytes, source_bytes : int
-        Everything the compact tier needs; the private tensors in it; with the residual; the source checkpoint.
+    compact_bytes, private_bytes, file_bytes, size_bytes, source_bytes : int
+        Everything the weights of the compact tier need; the private tensors in it; side files that no other model has;
+        all of it, with the residual; the weights of the source checkpoint.
     rel_error : float
         ``||W - W'|| / ||W||`` over basis-coded weights.
     notices : tuple of str
@@ -41,6 +42,7 @@ class ModelResult:
     bits_per_parameter: float
     compact_bytes: int
     private_bytes: int
+    file_bytes: int
     size_bytes: int
     source_bytes: int
     rel_error: float

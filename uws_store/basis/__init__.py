@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from uws_store.basis.decoder import Decoder, Job
+from uws_store.basis.files import read_files
 from uws_store.basis.opened import ARRAYS, Basis, array_record, step_of
 from uws_store.basis.stack import Decode
 from uws_store.basis.table import Group, Slot
@@ -19,5 +20,6 @@ __all__ = [
     "StoredTensor",
     "TensorBasis",
     "array_record",
+    "read_files",
     "step_of",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from uws_store import layout
+from uws_store.basis.files import read_files
 from uws_store.basis.positions import Positions, positions_of
 from uws_store.basis.table import Group, lay_out, shared_offsets, side_extent
 from uws_store.basis.tensor import StoredTensor, TensorBasis
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 __all__ = ["ARRAYS", "Basis", "array_record", "step_of"]
 
-ARRAYS = ("mean", "left", "right", "exponents", "profile", "shared")
+ARRAYS = ("mean", "left", "right", "exponents", "profile", "shared", "files")
 """Names of a basis's arrays."""
 
 _MAX_CLASS = 8191
@@ -113,10 +114,10 @@ class Basis:
         return sum(record.size_bytes for record in records if record is not None)
 
     def prefetch(self) -> None:
-        """Read every array whole, one request per shard; later reads are served from memory."""
+        """Read every array of numbers whole, one request per shard; later reads are served from memory."""
         with self._lock:
             for name, reader in self._readers.items():
-                if name not in self._whole:
+                if name not in self._whole and name != "files":
                     self._whole[name] = _narrowed(reader.read()) if name == "mean" else reader.read()
 
     def kept(self, key: str, make: Callable[[Basis], T]) -> T:
@@ -230,6 +231,21 @@ class Basis:
         start, stop = self.shared_offsets[name]
         return self._read("shared", start, stop).tobytes() if stop > start else b""
 
+    def side_files(self, names: Collection[str]) -> dict[str, bytes]:
+        """Read side files that the models have in common, by name.
+
+        Raises
+        ------
+        FormatError
+            When the basis has no such file (kind ``format/model``), or stored bytes are damaged.
+        """
+        known = self.document.files
+        missing = set(names) - {record.name for record in known}
+        where = f"basis {self.digest[:12]}"
+        if missing:
+            raise FormatError(f"{where} has no side file {min(missing)!r}", kind="format/model")
+        return read_files(self._readers.get("files"), known, names=names, where=where)
+
     def _check_lengths(self) -> None:
         """Compare what the table needs with what the arrays hold; nothing is allocated before this."""
         last = list(self.slots.values())[-1] if self.slots else None
@@ -240,8 +256,9 @@ class Basis:
             "exponents": last.exponents[1] if last else 0,
             "profile": last.profile[1] if last else 0,
             "shared": max((stop for _, stop in self.shared_offsets.values()), default=0),
+            "files": sum(record.size for record in self.document.files),
         }
-        dtypes = dict.fromkeys(ARRAYS, "int16") | {"mean": "int32", "shared": "uint8"}
+        dtypes = dict.fromkeys(ARRAYS, "int16") | {"mean": "int32", "shared": "uint8", "files": "uint8"}
         for name in ARRAYS:
             record = array_record(self.document, name)
             found = record.length if record else 0
@@ -273,6 +290,7 @@ def array_record(document: BasisDocument, name: str) -> ArrayRecord | None:
         "exponents": document.exponents,
         "profile": document.profile,
         "shared": document.shared,
+        "files": document.file_bytes,
     }[name]
 
 

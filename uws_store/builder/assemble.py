@@ -14,6 +14,7 @@ import torch
 
 from uws_store import layout
 from uws_store.basis import ARRAYS
+from uws_store.builder.files import pack_files
 from uws_store.builder.fit import TensorFit
 from uws_store.builder.members import Members
 from uws_store.builder.survey import TensorSurvey
@@ -72,6 +73,9 @@ def assemble_basis(
         for name, array in values.items()
         if len(array)
     }
+    files, file_array = pack_files(members.side_files)
+    if file_array is not None:
+        encoded["files"] = file_array
     counts = [
         sum(coded[name].coefficients for name in order if groups[name] == g) for g in range(_count(groups))
     ]
@@ -91,6 +95,8 @@ def assemble_basis(
         exponents=records.get("exponents"),
         profile=records.get("profile"),
         shared=records.get("shared"),
+        files=files,
+        file_bytes=records.get("files"),
         build=BuildRecord(
             models=len(members.checkpoints),
             sources=members.sources_digest(workers),

@@ -16,6 +16,7 @@ import torch
 
 from uws_store import layout
 from uws_store.basis import Basis, step_of
+from uws_store.builder.files import own_files, pack_files
 from uws_store.builder.transform import Analysis
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint, TensorInfo
@@ -65,8 +66,14 @@ class EncodedModel:
 
     @property
     def compact_bytes(self) -> int:
-        """Bytes of everything that the compact tier needs, metadata included."""
-        return sum(len(data) for path, data in self.objects.items() if not path.startswith("residual"))
+        """Bytes of everything that the weights of the compact tier need, metadata included."""
+        beside = ("residual", "files/")
+        return sum(len(data) for path, data in self.objects.items() if not path.startswith(beside))
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the side files that are the model's own, as stored, reported beside the weights."""
+        return sum(len(data) for path, data in self.objects.items() if path.startswith("files/"))
 
     @property
     def private_bytes(self) -> int:
@@ -304,6 +311,10 @@ class _Encoding:
                 np.frombuffer(private, np.uint8), chunk=layout.PRIVATE_CHUNK, page=None
             )
         arrays |= self._pack_residuals()
+        shared_files, own = own_files(self.basis, self.checkpoint)
+        files, file_array = pack_files(own)
+        if file_array is not None:
+            arrays["files"] = file_array
         records = {name: array.record for name, array in arrays.items()}
         own_types = {self.dtypes.get(name, self.basis.table[name].dtype) for name in self.errors}
         uniform = own_types.pop() if self.dtypes and len(own_types) == 1 else None
@@ -322,6 +333,9 @@ class _Encoding:
             residual16=records.get("residual16"),
             residual32=records.get("residual32"),
             residual64=records.get("residual64"),
+            shared_files=shared_files,
+            files=files,
+            file_bytes=records.get("files"),
             compact=DigestRecord.over([self.compact_digests[name] for name in order]),
             exact=DigestRecord.over([self.exact_digests[name] for name in order]) if self.exact else None,
             rel_error=relative_error(self.error_energy, self.energy),

@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 
 from uws_store.architecture import ArchitectureReport, compare
+from uws_store.builder.files import common_files
 from uws_store.builder.memory import MemoryProjection
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.survey import Surveyed, SurveyJob, TensorSurvey, survey_tensor
@@ -67,6 +68,7 @@ class Members:
                     + "; add more checkpoints, or keep a single model as safetensors",
                     kind="invalid-input/one-model-zoo",
                 )
+            self.side_files: Mapping[str, bytes] = common_files(self.checkpoints)
             self._outliers: dict[str, tuple[str, ...]] = {}
             self._sha256: dict[str, str] = {}
             self.work: WorkFolder | None = None

@@ -74,6 +74,8 @@ class Checkpoint(ABC):
         The text a safetensors file carries in its header.
     file_size_bytes : int
         The size of its weight files.
+    side_files : tuple of str
+        Names of the small files beside the weights that travel with them; none for a checkpoint that is no folder.
     """
 
     source: str
@@ -82,6 +84,19 @@ class Checkpoint(ABC):
     notices: tuple[str, ...]
     metadata: Mapping[str, str]
     file_size_bytes: int
+    side_files: tuple[str, ...] = ()
+
+    def read_side_file(self, name: str) -> bytes:
+        """Read one of :attr:`side_files`.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such file (kind ``not-found/side-file``).
+        FormatError
+            When it is too large, or not what its name says (kind ``format/side-file``).
+        """
+        raise NotFoundError(f"{self.source} has no side file {name!r}", kind="not-found/side-file")
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from uws_store.checkpoint.base import Checkpoint, TensorInfo, check_rows, listed, tensor_info
 from uws_store.checkpoint.folder import SAFETENSORS_SUFFIX, Parts, parts_of
 from uws_store.checkpoint.safetensors_file import SafetensorsFile
+from uws_store.checkpoint.side_files import find_side_files, read_side_file
 from uws_store.checkpoint.torch_file import TorchFile
 from uws_store.errors import FormatError, InvalidInputError, Problem
 
@@ -71,7 +72,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             is_safe = file.suffix.casefold() == SAFETENSORS_SUFFIX
             files.append(SafetensorsFile(file) if is_safe else TorchFile(file))
             stack.callback(files[-1].close)
-        checkpoint = _FileCheckpoint(str(where), files, parts)
+        checkpoint = _FileCheckpoint(where, files, parts)
         stack.pop_all()
     return checkpoint
 
@@ -79,9 +80,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 class _FileCheckpoint(Checkpoint):
     """One or more weight files as a checkpoint."""
 
-    def __init__(self, source: str, files: list[WeightFile], parts: Parts) -> None:
-        self.source = source
+    def __init__(self, where: Path, files: list[WeightFile], parts: Parts) -> None:
+        self.source = source = str(where)
         self._files = files
+        self._side_files, left_out = find_side_files(where) if where.is_dir() else ({}, ())
+        self.side_files = tuple(self._side_files)
         self._sha256: str | None = None
         places = _places(files, source=source)
         _check_index(places, parts, source=source)
@@ -94,6 +97,7 @@ class _FileCheckpoint(Checkpoint):
         self.tied = tuple(tuple(name[drop:] for name in names) for file in files for names in file.tied)
         self.notices = (
             *parts.notices,
+            *left_out,
             *(notice for file in files for notice in file.notices),
             *_unlisted(places, parts),
             *((f"taken off: {_PREFIX!r}, which all names began with",) if drop else ()),
@@ -110,6 +114,10 @@ class _FileCheckpoint(Checkpoint):
         check_rows(tensor_info(self.tensors, name, source=self.source), start, stop, source=self.source)
         file, info = self._places[name]
         return file.read_rows(info, start, stop)
+
+    def read_side_file(self, name: str) -> bytes:
+        path = self._side_files.get(name)
+        return super().read_side_file(name) if path is None else read_side_file(path)
 
     def sha256(self) -> str:
         if self._sha256 is None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import IO
 
-__all__ = ["write_safetensors"]
+__all__ = ["disk_errors", "sync_folder", "write_safetensors"]
 
 # The data begins on such a boundary, as the library has it.
 _ALIGNMENT_BYTES = 8
@@ -91,16 +91,16 @@ def write_safetensors(
         raise _exists(target)
     temporary = target.parent / f".uws-{secrets.token_hex(8)}.part"
     try:
-        with _disk_errors(target), temporary.open("xb") as file:
+        with disk_errors(target), temporary.open("xb") as file:
             file.write(header)
             for name in order:
                 _write_bits(file, items[name][1])
             file.flush()
             os.fsync(file.fileno())
             size_bytes = file.tell()
-        with _disk_errors(target):
+        with disk_errors(target):
             _put_in_place(temporary, target, overwrite=overwrite)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -180,7 +180,7 @@ def _put_in_place(temporary: Path, target: Path, *, overwrite: bool) -> None:
         temporary.rename(target)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a new name durable, where folders can be opened."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
@@ -197,7 +197,8 @@ def _exists(target: Path) -> AlreadyExistsError:
 
 
 @contextlib.contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn the operating system's errors about a file to be written into ours."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:

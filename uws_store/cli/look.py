@@ -177,6 +177,8 @@ def _model_facts(model: ModelSummary) -> Iterator[tuple[str, str, str]]:
         yield "", name, ""
     if len(model.private_tensors) > 5:
         yield "", "", f"and {len(model.private_tensors) - 5} more"
+    if model.side_files:
+        yield "side files", str(len(model.side_files)), ", ".join(model.side_files)
     lineage = model.lineage
     yield "basis revision", str(model.basis_revision), lineage.basis_digest
     yield "  built from", counted(lineage.basis_models, "checkpoint"), f"digest {lineage.basis_sources}"

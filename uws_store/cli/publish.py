@@ -142,8 +142,9 @@ def _name(family: str, model: ModelResult) -> str:
 def _sizes(models: Sequence[ModelResult], *, basis_bytes: int | None) -> Table:
     """Bytes beside those of the checkpoints, at each tier that is stored."""
     tiers = {"compact": [model.compact_bytes for model in models]}
-    if any(model.size_bytes != model.compact_bytes for model in models):
-        tiers["exact"] = [model.size_bytes for model in models]
+    weights = [model.size_bytes - model.file_bytes for model in models]
+    if weights != tiers["compact"]:
+        tiers["exact"] = weights
     source = [model.source_bytes for model in models]
     rows = [
         [
@@ -171,6 +172,13 @@ def _model_facts(models: Sequence[ModelResult]) -> Iterator[tuple[str, str, str]
     private = fmean(model.private_bytes for model in models)
     if private:
         yield "private tensors", size(private), "of each model, mean" if several else "of the model"
+    files = fmean(model.file_bytes for model in models)
+    if files:
+        yield (
+            "side files",
+            size(files),
+            "of each model, mean, its own" if several else "of the model, its own",
+        )
     yield (
         "relative error",
         number(worst.rel_error),

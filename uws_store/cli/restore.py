@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from uws_store.api import ExportResult, file_name_of, open_family, open_registry
+from uws_store.api import ExportResult, export_name, open_family, open_registry
 from uws_store.api import export as api_export
 from uws_store.cli.output import Output, size
 from uws_store.cli.progress import progress
@@ -22,6 +22,7 @@ from uws_store.errors import (
 if TYPE_CHECKING:
     from uws_store.api import Family
     from uws_store.model import Tier
+    from uws_store.registry import Registry
 
 __all__ = ["run_export", "run_export_all"]
 
@@ -39,7 +40,7 @@ def run_export(
 ) -> None:
     """Write one model."""
     opened = open_registry(registry)
-    if path.endswith("/") and not Path(path).is_dir():
+    if path.endswith("/") and not Path(path).is_dir() and not _has_folder(opened, family, task, revision):
         raise NotFoundError(f"{path} is no folder; make it first", kind="not-found/folder")
     result = api_export(
         family,
@@ -51,6 +52,12 @@ def run_export(
         overwrite=overwrite,
     )
     _tell_exports(opened.url, [result], output)
+
+
+def _has_folder(registry: Registry, family: str, task: str, revision: str | None) -> bool:
+    """Whether a model is exported as a folder."""
+    name = export_name(open_family(family, registry=registry), task, revision=revision)
+    return not name.endswith(".safetensors")
 
 
 def run_export_all(
@@ -82,7 +89,7 @@ def run_export_all(
 
 
 def _plan_files(family: Family, root: Path, *, tier: str, overwrite: bool) -> dict[str, Path]:
-    """Name a file for every task.
+    """Name a file or a folder for every task.
 
     Raises
     ------
@@ -103,11 +110,11 @@ def _plan_files(family: Family, root: Path, *, tier: str, overwrite: bool) -> di
                     Problem(task, "fidelity/no-exact-tier", "stored without --exact") for task in lacking
                 ),
             )
-    files = {task: root / file_name_of(task) for task in tasks}
+    files = {task: root / export_name(family, task) for task in tasks}
     there = [path for path in files.values() if path.exists()]
     if there and not overwrite:
         raise AlreadyExistsError(
-            f"{len(there)} of {len(files)} files are there already, {there[0]} among them; nothing was written. Name "
+            f"{len(there)} of {len(files)} exports are there already, {there[0]} among them; nothing was written. Name "
             "another folder, or give --overwrite",
             kind="already-exists/file",
         )
@@ -123,11 +130,11 @@ def _tell_exports(registry: str, results: Sequence[ExportResult], output: Output
         (one,) = results
         output.show(
             f"wrote {one.path}: {one.family}/{one.task}@{one.version}, {one.tier} tier, {one.tensors} tensors, "
-            f"{size(one.size_bytes)}"
+            f"{size(one.size_bytes)}" + (f" with {', '.join(one.side_files)}" if one.side_files else "")
         )
     elif results:
         output.show(
-            f"wrote {len(results)} files to {Path(results[0].path).parent}: {results[0].tier} tier, "
+            f"wrote {len(results)} models to {Path(results[0].path).parent}: {results[0].tier} tier, "
             f"{size(sum(result.size_bytes for result in results))}"
         )
     else:

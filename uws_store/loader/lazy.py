@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from uws_store.errors import NotFoundError
+from uws_store.loader.construct import build_module
 from uws_store.loader.conversion import converted, memory_errors
 from uws_store.loader.decoding import Checks, make_tensors
 
@@ -209,6 +210,32 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
                     self._checks.finish()
                 self.model.forget()
             return {name: self._made[key] for name, key in keys.items() if key in self._made}
+
+    def side_files(self) -> dict[str, bytes]:
+        """Read the small files that lay beside the weights, by name: configuration, tokenizer, preprocessor.
+
+        Raises
+        ------
+        FormatError
+            When stored bytes are damaged.
+        """
+        return self.model.side_files()
+
+    def module(self) -> torch.nn.Module:
+        """Build the module that the recorded configuration describes, with these weights, in evaluation mode.
+
+        The class is looked up in the installed transformers or timm; no code that came with the checkpoint is run and
+        nothing is fetched.
+
+        Raises
+        ------
+        IncompatibleError
+            When there is no configuration (kind ``incompatible/no-config``), its library is not installed
+            (``incompatible/library-missing``), does not define the class (``incompatible/not-in-library``) or refuses
+            its values (``incompatible/config``), or the weights do not fit (``incompatible/module``).
+        """
+        name = f"{self.family}/{self.task}"
+        return build_module(self.side_files(), self.materialize, name=name, dtype=self.dtype).to(self.device)
 
     def _finished(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if self._verify:

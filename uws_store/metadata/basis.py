@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from uws_store.dtypes import DTYPES
 from uws_store.metadata.arrays import MAX_ELEMENTS, ArrayRecord, Sha256Hex
 from uws_store.metadata.document import Document, Part
+from uws_store.metadata.files import MAX_FILES, FileRecord, check_files
 
 __all__ = ["MAX_TENSORS", "BasisDocument", "BuildRecord", "SideRecord", "StepRecord", "TensorRecord"]
 
@@ -161,6 +162,10 @@ class BasisDocument(Document):
         The tensor table. Offsets into the packed arrays are running sums in its order.
     mean, left, right, exponents, profile, shared : ArrayRecord or None
         The packed arrays; None when empty.
+    files : tuple of FileRecord
+        Side files that several models have in common, in the order they are packed.
+    file_bytes : ArrayRecord or None
+        Their bytes; None when there are none.
     build : BuildRecord
         Provenance.
     """
@@ -182,6 +187,8 @@ class BasisDocument(Document):
     exponents: ArrayRecord | None = None
     profile: ArrayRecord | None = None
     shared: ArrayRecord | None = None
+    files: Annotated[tuple[FileRecord, ...], Field(max_length=MAX_FILES)] = ()
+    file_bytes: ArrayRecord | None = None
     build: BuildRecord
 
     @model_validator(mode="after")
@@ -200,4 +207,5 @@ class BasisDocument(Document):
                 groups.append(tensor.group)
         if sorted(set(groups)) != list(range(len(set(groups)))):
             raise ValueError("read groups are numbered from 0 without gaps")
+        check_files(self.files, (), self.file_bytes)
         return self

@@ -19,6 +19,7 @@ from uws_store.dtypes import DTYPES
 from uws_store.metadata.arrays import ArrayRecord, Sha256Hex
 from uws_store.metadata.basis import MAX_TENSORS, DTypeName, Shape, StepRecord, TensorName
 from uws_store.metadata.document import Document, Part
+from uws_store.metadata.files import MAX_FILES, FileName, FileRecord, check_files
 
 __all__ = [
     "LEAF_BYTES",
@@ -197,6 +198,12 @@ class ModelDocument(Document):
         Tensors kept byte for byte, in the order they are packed.
     core, private_bytes, residual16, residual32, residual64 : ArrayRecord or None
         The packed arrays; None when empty.
+    shared_files : tuple of str
+        Side files that are those of the basis under these names.
+    files : tuple of FileRecord
+        Side files of the model's own, in the order they are packed.
+    file_bytes : ArrayRecord or None
+        The bytes of ``files``; None when there are none.
     compact, exact : DigestRecord
         Digests of the reconstructed tensors per tier; ``exact`` is None when the model has no residual.
     rel_error : float
@@ -223,6 +230,9 @@ class ModelDocument(Document):
     residual16: ArrayRecord | None = None
     residual32: ArrayRecord | None = None
     residual64: ArrayRecord | None = None
+    shared_files: Annotated[tuple[FileName, ...], Field(max_length=MAX_FILES)] = ()
+    files: Annotated[tuple[FileRecord, ...], Field(max_length=MAX_FILES)] = ()
+    file_bytes: ArrayRecord | None = None
     compact: DigestRecord
     exact: DigestRecord | None = None
     rel_error: Annotated[float, Field(ge=0)]
@@ -251,6 +261,7 @@ class ModelDocument(Document):
             array = self.residual(width)
             if array is not None and (array.dtype != f"uint{width}" or self.exact is None):
                 raise ValueError(f"residual{width} is a uint{width} array of a model with an exact tier")
+        check_files(self.files, self.shared_files, self.file_bytes)
         if len(_packed(self.errors, "errors")) % 2:
             raise ValueError("errors are 2 bytes each")
         if not all(0 <= error < math.inf for error in self.error_list()):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from uws_store import layout
-from uws_store.basis import Basis, Decode, Decoder, step_of
+from uws_store.basis import Basis, Decode, Decoder, read_files, step_of
 from uws_store.dtypes import DType
 from uws_store.errors import FidelityError, FormatError
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
@@ -68,6 +68,7 @@ class Model:
             "residual16": document.residual16,
             "residual32": document.residual32,
             "residual64": document.residual64,
+            "files": document.file_bytes,
         }
         self._readers = {
             name: ArrayReader(storage, prefix, name=name, record=record)
@@ -212,6 +213,19 @@ class Model:
         """Integers of a read group as they are stored, without padding."""
         group = self.basis.groups[index]
         return self._readers["core"].read(group.start, group.stop)[: group.coefficients]
+
+    def side_files(self) -> dict[str, bytes]:
+        """Read the files that lay beside the model's weights, by name, sorted; each has the digest on record.
+
+        Raises
+        ------
+        FormatError
+            When stored bytes are damaged (kinds ``format/...``).
+        """
+        document = self.document
+        own = [record.name for record in document.files]
+        found = read_files(self._readers.get("files"), document.files, names=own, where=self.where)
+        return dict(sorted((found | self.basis.side_files(document.shared_files)).items()))
 
     def read_all(self) -> None:
         """Fetch what is needed for every tensor of the compact tier with one request per object."""

@@ -86,18 +86,21 @@ def verify(
     "export",
     Example("uws-store export vit-digits task-07 -o task-07.safetensors", "one model"),
     Example("uws-store export vit-digits task-07 -o old.safetensors --revision 1", "an older version"),
+    Example("uws-store export bert-reviews shoes -o shoes/", "a folder that from_pretrained opens"),
     Example("uws-store export vit-digits --all -o restored/ --tier exact", "the whole zoo, bit-identical"),
 )
 @click.argument("family")
 @click.argument("task", required=False)
-@click.option("--all", "all_tasks", is_flag=True, help="Every task of the family, each as its own file.")
+@click.option(
+    "--all", "all_tasks", is_flag=True, help="Every task of the family, each as its own file or folder."
+)
 @click.option(
     "-o",
     "--output",
     "path",
     required=True,
     metavar="PATH",
-    help="The file to write; a folder names it by its task.",
+    help="The file or folder to write; with a bare file's model, a folder names it by its task.",
 )
 @click.option(
     "--tier",
@@ -121,6 +124,9 @@ def export(
     registry: str | None,
 ) -> None:
     """Write a model, or all of a family, as safetensors files.
+
+    A model that was stored with a configuration or a tokenizer comes back as a folder with these, which from_pretrained
+    opens; a PATH that ends in .safetensors gets its weights alone.
 
     Each tensor is checked against its SHA-256 on record before anything is written.
     """

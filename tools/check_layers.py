@@ -45,6 +45,7 @@ FLOORS: Mapping[str, int] = {
     "builder": 7,
     "loader": 7,
     "verifier": 7,
+    "analysis": 8,
     "fidelity": 8,
     "registry": 8,
     "api": 9,

@@ -5,6 +5,7 @@ Names are resolved and parts joined here; the command line and the package root 
 
 from __future__ import annotations
 
+from uws_store.api.analysis import analyze
 from uws_store.api.collecting import gc
 from uws_store.api.comparing import DiffResult, diff
 from uws_store.api.doctor import Diagnosis, doctor
@@ -51,6 +52,7 @@ __all__ = [
     "VerifyResult",
     "add",
     "aload_model",
+    "analyze",
     "build",
     "delete",
     "diff",

@@ -29,6 +29,7 @@ Report = Callable[[str, int, int], None]
 """Called with a phase's name, what is done and what there is to do."""
 
 _UNITS = {
+    "analysing": "tensors",
     "reading": "tensors",
     "fitting": "tensors",
     "scoring": "models",

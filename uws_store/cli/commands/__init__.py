@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from uws_store.cli.command import Command
 from uws_store.cli.commands.keeping import gc
-from uws_store.cli.commands.looking import list_, report, show
+from uws_store.cli.commands.looking import analyze, list_, report, show
 from uws_store.cli.commands.making import add, build, init
 from uws_store.cli.commands.naming import alias, delete, diff, log
 from uws_store.cli.commands.restoring import export, verify
@@ -18,6 +18,7 @@ __all__ = ["COMMANDS"]
 
 COMMANDS: tuple[Command, ...] = (
     init,
+    analyze,
     build,
     add,
     list_,

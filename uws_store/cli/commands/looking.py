@@ -8,7 +8,31 @@ import click
 from uws_store.cli.command import Example, command
 from uws_store.cli.output import Output
 
-__all__ = ["list_", "report", "show"]
+__all__ = ["analyze", "list_", "report", "show"]
+
+
+@command(
+    "analyze",
+    Example("uws-store analyze zoo/", "is there anything to share, and how much?"),
+    Example("uws-store analyze zoo/ --plot zoo.svg", "and draw it"),
+    Example("uws-store analyze zoo/ --json", "every tensor's figures"),
+)
+@click.argument("zoo")
+@click.option(
+    "--plot", metavar="FILE", help="Also draw it: an .svg, .png or .pdf file. Needs the extra `report`."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a plot that is there.")
+def analyze(*, zoo: str, plot: str | None, overwrite: bool, output: Output, registry: str | None) -> None:
+    """Tell what a zoo is: architectures, kinship of its models, and what they share beyond chance.
+
+    Everything is measured on models kept out of the fit and stands beside two nulls: Gaussian numbers of the same
+    variance, and each model's own numbers shuffled. What nulls have as well is no shared subspace.
+    """
+    from uws_store.cli.analysis import run_analyze
+
+    if registry is not None:
+        raise click.UsageError("analyze reads a zoo and no registry; leave out --registry")
+    run_analyze(zoo, plot=plot, overwrite=overwrite, output=output)
 
 
 @command(

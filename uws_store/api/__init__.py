@@ -9,7 +9,9 @@ from uws_store.api.analysis import analyze
 from uws_store.api.collecting import gc
 from uws_store.api.comparing import DiffResult, diff
 from uws_store.api.doctor import Diagnosis, doctor
+from uws_store.api.drift import Growth
 from uws_store.api.family import Family, open_family, open_registry
+from uws_store.api.growth import extend, rebase
 from uws_store.api.inspect import (
     FamilySummary,
     Lineage,
@@ -31,7 +33,7 @@ from uws_store.api.names import (
 )
 from uws_store.api.publish import add, build
 from uws_store.api.restore import ExportResult, export, export_name, file_name_of
-from uws_store.api.results import AddResult, BuildResult, ModelResult
+from uws_store.api.results import AddResult, BuildResult, ExtendResult, ModelResult
 from uws_store.api.verification import ModelVerdict, VerifyResult, verify
 
 __all__ = [
@@ -42,8 +44,10 @@ __all__ = [
     "Diagnosis",
     "DiffResult",
     "ExportResult",
+    "ExtendResult",
     "Family",
     "FamilySummary",
+    "Growth",
     "Lineage",
     "LogEntry",
     "ModelResult",
@@ -59,6 +63,7 @@ __all__ = [
     "doctor",
     "export",
     "export_name",
+    "extend",
     "file_name_of",
     "gc",
     "history",
@@ -68,6 +73,7 @@ __all__ = [
     "load_model",
     "open_family",
     "open_registry",
+    "rebase",
     "remove_alias",
     "set_alias",
     "show",

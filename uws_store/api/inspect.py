@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uws_store import layout
+from uws_store.api.drift import Growth, growth_of
 from uws_store.api.family import open_family, open_registry
 from uws_store.api.where import parse_condition, select
 from uws_store.basis import Basis
@@ -36,6 +37,8 @@ class FamilySummary:
         The newest.
     basis_bytes, models_bytes : int
         Everything stored: all basis revisions; all versions of all models.
+    growth : Growth or None
+        How well the newest basis serves newer models; told by :func:`show` alone.
     """
 
     name: str
@@ -44,6 +47,7 @@ class FamilySummary:
     basis_revision: int
     basis_bytes: int
     models_bytes: int
+    growth: Growth | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +252,12 @@ def show(
                 lineage=_lineage(entry, document, basis, state.tasks[entry.task]),
             )
         )
-    return _summary(state), tuple(models)
+    summary = _summary(state)
+    if task is None:
+        rates = [model.bits_per_parameter for model in models]
+        growth = growth_of(state, list(zip(entries, rates, strict=True)))
+        summary = replace(summary, growth=growth)
+    return summary, tuple(models)
 
 
 def _lineage(entry: ModelEntry, document: ModelDocument, basis: Basis, task: TaskState) -> Lineage:

@@ -58,7 +58,7 @@ from uws_store.registry import Publication, Registry, RegistryState
 from uws_store.storage import Storage
 from uws_store.store import put_verified
 
-__all__ = ["add", "build"]
+__all__ = ["add", "build", "require_architecture"]
 
 
 def choose_fidelity(
@@ -344,7 +344,7 @@ def add(
         on_miss=on_miss,
     )
     with open_checkpoint(path) as source:
-        _require_architecture(basis, source, family)
+        require_architecture(basis, source, family)
         basis.prefetch()
         judge = Judge(request, {name: source}, progress=progress) if request else None
         if judge is not None:
@@ -391,7 +391,8 @@ def _require_spelling(state: RegistryState, family: str, task: str) -> None:
         )
 
 
-def _require_architecture(basis: Basis, checkpoint: Checkpoint, family: str) -> None:
+def require_architecture(basis: Basis, checkpoint: Checkpoint, family: str) -> None:
+    """Refuse a checkpoint of another architecture than the basis's, with the kind of the problem."""
     own = {record.name: record.shape for record in basis.document.tensors}
     # The family counts twice, so that its signature is the majority whatever the newcomer looks like.
     report = compare({"a": own, "b": own, checkpoint.source: checkpoint.shapes()})

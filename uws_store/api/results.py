@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from uws_store.fidelity import FamilyScore, ModelScore
 
-__all__ = ["AddResult", "BuildResult", "ModelResult"]
+__all__ = ["AddResult", "BuildResult", "ExtendResult", "ModelResult"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +116,34 @@ class AddResult:
     family: str
     registry: str
     model: ModelResult
+    commit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendResult:
+    """A basis revision that was made.
+
+    Attributes
+    ----------
+    family, registry : str
+        Names.
+    revision : int
+        The new revision.
+    basis_bytes : int
+        All objects of the new basis.
+    models : tuple of ModelResult
+        The new models, by task.
+    from_registry, from_compact : int
+        Stored models that the basis covers; those among them that have no exact tier and came as their compact one.
+    commit : int
+        The commit that published it.
+    """
+
+    family: str
+    registry: str
+    revision: int
+    basis_bytes: int
+    models: tuple[ModelResult, ...]
+    from_registry: int
+    from_compact: int
     commit: int

@@ -20,7 +20,7 @@ from uws_store.builder.memory import MemoryProjection
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.survey import Surveyed, SurveyJob, TensorSurvey, survey_tensor
 from uws_store.builder.work import WorkFolder, resumed
-from uws_store.checkpoint import ZooMember, open_checkpoint
+from uws_store.checkpoint import Checkpoint, ZooMember, open_checkpoint
 from uws_store.config import tool_version
 from uws_store.errors import InvalidInputError
 from uws_store.executors import Workers
@@ -40,14 +40,25 @@ class Members:
     Parameters
     ----------
     zoo : sequence of ZooMember
-        At least two.
+        With `also` at least two.
+    also : mapping of str to Checkpoint, optional
+        Further members that are open; they are not closed here, and other processes cannot open them.
     skip_mismatched : bool
         Leave out members of another architecture instead of refusing the zoo.
     """
 
-    def __init__(self, zoo: Sequence[ZooMember], *, skip_mismatched: bool = False) -> None:
+    def __init__(
+        self,
+        zoo: Sequence[ZooMember],
+        *,
+        also: Mapping[str, Checkpoint] | None = None,
+        skip_mismatched: bool = False,
+    ) -> None:
         with ExitStack() as stack:
-            opened = {member.task: stack.enter_context(open_checkpoint(member.path)) for member in zoo}
+            opened = dict(also or {})
+            opened |= {member.task: stack.enter_context(open_checkpoint(member.path)) for member in zoo}
+            paths = {task: checkpoint.source for task, checkpoint in opened.items()}
+            paths |= {member.task: str(member.path) for member in zoo}
             report = compare({task: checkpoint.shapes() for task, checkpoint in opened.items()})
             if not skip_mismatched:
                 report.require_one_family()
@@ -55,16 +66,16 @@ class Members:
             matched = {member.task for member in report.matched}
             self.checkpoints = ZooFiles(
                 [
-                    Place(member.task, str(member.path), opened[member.task].identity())
-                    for member in zoo
-                    if member.task in matched
+                    Place(task, paths[task], opened[task].identity())
+                    for task in sorted(opened)
+                    if task in matched
                 ],
                 opened,
             )
             if len(self.checkpoints) < 2:
                 raise InvalidInputError(
                     f"a basis needs at least two models of one architecture, found {len(self.checkpoints)}"
-                    + (f" of {len(zoo)}" if len(zoo) > 1 else "")
+                    + (f" of {len(opened)}" if len(opened) > 1 else "")
                     + "; add more checkpoints, or keep a single model as safetensors",
                     kind="invalid-input/one-model-zoo",
                 )

@@ -11,6 +11,7 @@ from uws_store.api import show as api_show
 from uws_store.api.family import open_registry
 from uws_store.cli.command import split_model
 from uws_store.cli.evaluation import model_score_facts, shown_scores
+from uws_store.cli.growth import growth_facts
 from uws_store.cli.output import Output, as_plain, columns, counted, facts, number, ratio, size
 from uws_store.registry import ModelEntry
 
@@ -117,6 +118,7 @@ def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iter
                 ratio(source, compact),
                 "the newest versions at the compact tier, and the basis",
             ),
+            *(growth_facts(family.growth) if family.growth is not None else ()),
         )
     )
     yield ""

@@ -7,6 +7,7 @@ imported when it runs, so that ``--help`` does not wait for torch.
 from __future__ import annotations
 
 from uws_store.cli.command import Command
+from uws_store.cli.commands.growing import extend, rebase
 from uws_store.cli.commands.keeping import gc
 from uws_store.cli.commands.looking import analyze, list_, report, show
 from uws_store.cli.commands.making import add, build, init
@@ -28,6 +29,8 @@ COMMANDS: tuple[Command, ...] = (
     alias,
     delete,
     gc,
+    extend,
+    rebase,
     verify,
     report,
     export,

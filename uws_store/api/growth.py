@@ -1,0 +1,281 @@
+"""Growth of a family: a new basis revision that also covers new models, and old models moved onto it.
+
+No byte that is stored changes: a revision is another basis, and a model that is moved gets another version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from uws_store import layout
+from uws_store.api.encoding import (
+    EncodeJob,
+    FamilyTarget,
+    ModelEncoding,
+    StoredModel,
+    encode_and_store,
+    fidelity_of,
+    option_of,
+    put_objects,
+    remarks_on_promise,
+)
+from uws_store.api.family import Family, open_registry
+from uws_store.api.publish import require_architecture
+from uws_store.api.results import AddResult, ExtendResult
+from uws_store.api.stored import StoredCheckpoint
+from uws_store.basis import Basis, step_of
+from uws_store.builder import AnalysisCache, BasisBuilder, Members, Progress, available_bytes, parse_bytes
+from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
+from uws_store.errors import IncompatibleError, InvalidInputError, NotFoundError
+from uws_store.executors import ExecutorSpec, Workers
+from uws_store.metadata.log import Action, BasisAction, ModelAction
+from uws_store.registry import BasisEntry, FamilyState, ModelEntry, Publication, Registry, RegistryState
+
+__all__ = ["extend", "rebase"]
+
+
+def extend(
+    family: str,
+    zoos: Sequence[str | Path] = (),
+    *,
+    registry: str | Registry | None = None,
+    exact: bool = False,
+    expect_models: int | None = None,
+    workers: int | None = None,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> ExtendResult:
+    """Make a family's next basis revision, from its stored models and new ones, and store the new ones on it.
+
+    The old checkpoints are not read: the newest version of each task comes out of the registry, bit-identical where it
+    has the exact tier, else as the compact tier gives it back, whose error then stands for the original's. Old models
+    keep their basis; :func:`rebase` moves one.
+
+    Parameters
+    ----------
+    family : str
+        The family.
+    zoos : sequence of str or Path
+        Folders or manifests with new checkpoints; a task that exists gets its next version. None: the revision covers
+        what was added since the last.
+    registry, exact, expect_models, workers, memory, progress
+        As of :func:`uws_store.api.publish.build`. Threads do the work, since other processes have no open registry.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such family.
+    InvalidInputError
+        When there is nothing new (``invalid-input/nothing-new``).
+    IncompatibleError
+        When new checkpoints are of another architecture.
+    UwsError
+        As of :func:`uws_store.api.publish.build`. In every case the registry is as it was.
+    """
+    spec = ExecutorSpec.parse("threads", workers=workers)
+    limit = parse_bytes(memory) if memory is not None else available_bytes()
+    opened = open_registry(registry)
+    state = opened.state().family(family)
+    latest = _latest(state)
+    old_basis = _open_basis(opened, family, latest)
+    new = [member for zoo in zoos for member in scan_zoo(Path(zoo))]
+    stored = _stored_checkpoints(opened, family, state, without={member.task for member in new})
+    if not new and all(entry.commit == latest.commit for entry in _newest(state)):
+        raise InvalidInputError(
+            f"nothing was added to family {family!r} since its basis revision {latest.revision}; give a zoo of new "
+            "checkpoints",
+            kind="invalid-input/nothing-new",
+        )
+    fidelity = fidelity_of(old_basis)
+    kept = tuple((name, option_of(old_basis, name)) for name in ("search-evaluation", "per-model"))
+    with (
+        Members(new, also=stored) as members,
+        Workers(spec) as pool,
+        Publication(opened.storage) as publication,
+    ):
+        if members.report.digest != state.architecture:
+            raise IncompatibleError(
+                f"with these checkpoints the architecture of family {family!r} would be another; build a family of "
+                "their own",
+                kind="incompatible/architecture",
+            )
+        projection = members.projected_memory(exact=exact, shares_memory=True)
+        pool.bound(projection.fitting_workers(spec.workers, limit))
+        planned = int(option_of(old_basis, "expect-models") or 0)
+        builder = BasisBuilder(
+            members,
+            fidelity=fidelity,
+            expect_models=max(expect_models or 0, planned),
+            options=tuple((name, value) for name, value in kept if value),
+            progress=progress,
+            workers=pool,
+            kept_bytes=projection.room_bytes(pool.width, limit),
+        )
+        # A promise on scores was kept at a step that was searched for: without the evaluation, that step stays.
+        built = (
+            builder.at_step(step_of(old_basis.document.step))[0]
+            if fidelity.kind == "max-drop"
+            else builder.build()
+        )
+        members.checkpoints.drop()
+        prefix = layout.basis_prefix(family, built.basis.digest)
+        is_new = put_objects(opened.storage, prefix, built.objects)
+        publication.stored(
+            prefix, {path: len(data) for path, data in built.objects.items()}, reused=not is_new
+        )
+        target = FamilyTarget(opened.storage, family, built.basis)
+        basis_bytes = built.size_bytes
+        del builder, built
+        jobs = [EncodeJob(members.checkpoints, member.task, target, fidelity, exact) for member in new]
+        done: dict[int, StoredModel] = {}
+        for index, model in pool.map(encode_and_store, jobs):
+            done[index] = model
+            prefix = layout.model_prefix(family, model.digest)
+            publication.stored(prefix, dict(model.objects), reused=not model.is_new)
+            if progress is not None:
+                progress("encoding", len(done), len(jobs))
+        models = [done[index] for index in range(len(jobs))]
+
+        def actions(now: RegistryState) -> Sequence[Action]:
+            revision = now.next_revision(family)
+            return [
+                BasisAction(
+                    family=family, revision=revision, digest=target.basis.digest, size_bytes=basis_bytes
+                ),
+                *(
+                    model.action(
+                        family, version=now.next_version(family, model.result.task), revision=revision
+                    )
+                    for model in models
+                ),
+            ]
+
+        publication.settle()
+        commit = opened.publish(actions)
+    versions = {action.task: action.version for action in commit.actions if isinstance(action, ModelAction)}
+    revision = next(action.revision for action in commit.actions if isinstance(action, BasisAction))
+    lossy = sum(not checkpoint.is_exact for checkpoint in stored.values())
+    return ExtendResult(
+        family=family,
+        registry=opened.url,
+        revision=revision,
+        basis_bytes=basis_bytes,
+        models=tuple(model.at_version(versions[model.result.task]) for model in models),
+        from_registry=len(stored),
+        from_compact=lossy,
+        commit=commit.number,
+    )
+
+
+def rebase(
+    family: str,
+    task: str,
+    *,
+    source: str | Path | None = None,
+    registry: str | Registry | None = None,
+) -> AddResult:
+    """Move a model onto the newest basis revision: it becomes the task's next version.
+
+    Parameters
+    ----------
+    family, task : str
+        The model; the task may carry ``@revision``.
+    source : str or Path, optional
+        The checkpoint it was made from; needed where the model has no exact tier.
+    registry : str or Registry, optional
+        As of :func:`uws_store.api.publish.build`.
+
+    Raises
+    ------
+    IncompatibleError
+        Without an exact tier and without a source (``incompatible/no-exact-tier``): its error would grow unseen. With
+        another checkpoint than the model's own (``incompatible/source``).
+    InvalidInputError
+        When it is on the newest revision already (``invalid-input/newest-basis``).
+    UwsError
+        As of :func:`uws_store.api.publish.add`.
+    """
+    opened = open_registry(registry)
+    entry = Family(opened, family).resolve(task)
+    latest = _latest(opened.state().family(family))
+    if entry.basis_revision == latest.revision:
+        raise InvalidInputError(
+            f"{family}/{entry.task}@{entry.version} is on the newest basis, r{latest.revision}; see: uws-store extend",
+            kind="invalid-input/newest-basis",
+        )
+    model = Family(opened, family).model(entry)
+    with ExitStack() as stack:
+        checkpoint: Checkpoint
+        if source is not None:
+            checkpoint = stack.enter_context(open_checkpoint(source))
+            if checkpoint.sha256() != model.document.source.sha256:
+                raise IncompatibleError(
+                    f"{source} is not the checkpoint that {family}/{entry.task}@{entry.version} was made from (SHA-256 "
+                    "differs)",
+                    kind="incompatible/source",
+                )
+        elif model.has_exact:
+            checkpoint = StoredCheckpoint(model, source=f"{family}/{entry.task}@{entry.version}")
+        else:
+            raise IncompatibleError(
+                f"{family}/{entry.task}@{entry.version} has no exact tier, and encoding its compact tier anew would add "
+                "to its error; give the checkpoint it was made from (--source)",
+                kind="incompatible/no-exact-tier",
+            )
+        basis = _open_basis(opened, family, latest)
+        basis.prefetch()
+        require_architecture(basis, checkpoint, family)
+        fidelity = fidelity_of(basis)
+        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), None)
+        encoded = encoding.encode(entry.task, checkpoint, exact=entry.exact)
+        result = encoding.result(
+            entry.task, encoded, version=1, remarks=remarks_on_promise(basis, fidelity, None)
+        )
+
+    def actions(now: RegistryState) -> Sequence[Action]:
+        version = now.next_version(family, entry.task)
+        return [moved.action(family, version=version, revision=latest.revision)]
+
+    with Publication(opened.storage) as publication:
+        is_new = FamilyTarget(opened.storage, family, basis).put(encoded)
+        moved = StoredModel.of(result, encoded, is_new=is_new)
+        publication.stored(
+            layout.model_prefix(family, moved.digest), dict(moved.objects), reused=not moved.is_new
+        )
+        publication.settle()
+        commit = opened.publish(actions)
+    version = next(action.version for action in commit.actions if isinstance(action, ModelAction))
+    return AddResult(
+        family=family, registry=opened.url, model=moved.at_version(version), commit=commit.number
+    )
+
+
+def _latest(state: FamilyState) -> BasisEntry:
+    latest = state.latest_basis
+    if latest is None:
+        raise NotFoundError(f"family {state.name!r} has no basis yet", kind="not-found/basis")
+    return latest
+
+
+def _open_basis(registry: Registry, family: str, entry: BasisEntry) -> Basis:
+    return Basis.open(registry.storage, layout.basis_prefix(family, entry.digest), digest=entry.digest)
+
+
+def _newest(state: FamilyState) -> list[ModelEntry]:
+    """The newest version of each task that has one."""
+    return [found for name in sorted(state.tasks) if (found := state.tasks[name].latest) is not None]
+
+
+def _stored_checkpoints(
+    registry: Registry, family: str, state: FamilyState, *, without: set[str]
+) -> dict[str, StoredCheckpoint]:
+    opened = Family(registry, family)
+    return {
+        entry.task: StoredCheckpoint(
+            opened.model(entry), source=f"{registry.url}/{family}/{entry.task}@{entry.version}"
+        )
+        for entry in _newest(state)
+        if entry.task not in without
+    }

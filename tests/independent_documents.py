@@ -130,7 +130,8 @@ RECORDS = {
     "object": f"size:0..{2**46} sha256:hex",
     "build": f"models:1..{2**32} sources:hex tool:text64 pcodec:text64 options?:[text,text]",
     "model_document": "uws=1 kind=model basis:hex step:step dtype?:dtype dtypes?:[name,dtype] absent?:[name] "
-    "private?:[private] core?:array private_bytes?:array residual16?:array residual32?:array residual64?:array "
+    "private?:[private] private_groups?:[group] core?:array private_bytes?:array "
+    "private16?:array private32?:array private64?:array residual16?:array residual32?:array residual64?:array "
     "shared_files?:[text200] files?:[file] file_bytes?:array compact:digests exact?:digests rel_error:positive errors:text source:source scores?:[score]",
     "file": f"name:text200 size:0..{2**26} sha256:hex",
     "private": "name:name shape:[length] dtype:dtype",
@@ -144,6 +145,7 @@ RANGES = {
     "count": f"1..{2**53}",
     "size": f"0..{2**53}",
     "length": f"0..{2**42}",
+    "group": f"0..{2**17}",
     "chunk": f"1..{2**24}",
     "page": f"256..{2**24}",
 }
@@ -171,7 +173,13 @@ PATTERNS = {
     "purpose": ("report|search|both", 10),
     "stored": ("uint8|int16|int32|uint16|uint32|uint64", 10),
 }
-MOST = {"[length]": 32, "[tensor]": MOST_TENSORS, "[private]": MOST_TENSORS, "[name]": MOST_TENSORS}
+MOST = {
+    "[length]": 32,
+    "[tensor]": MOST_TENSORS,
+    "[private]": MOST_TENSORS,
+    "[name]": MOST_TENSORS,
+    "[group]": MOST_TENSORS,
+}
 MOST |= {"[file]": 64, "[text200]": 64}
 
 

@@ -266,21 +266,45 @@ class Model:
         self.basis = basis
         document = self.document
         require(document["basis"] == basis_digest, "R-MODEL-1", "another basis")
-        self.private: dict[str, Tensor] = {}
-        private = read_array(folder, "private", document.get("private_bytes"), dtype="uint8").tobytes()
-        at = 0
-        for row in document.get("private") or []:
-            require(row["name"] not in self.private, "R-MODEL-3", row["name"])
-            size = math.prod(row["shape"]) * KINDS[row["dtype"]].size
-            data = private[at : at + size]
-            self.private[row["name"]] = Tensor(row["dtype"], tuple(row["shape"]), data)
-            at += size
-        require(at == len(private), "R-MODEL-3", f"{len(private)} private bytes, {at} needed")
+        self.private = self._read_private(folder)
         self._check_names()
         self.order = self._order()
         self.dtypes = self._dtypes()
         self.core = self._read_core(folder)
         self.residual = self._read_residual(folder)
+
+    def _read_private(self, folder: Path) -> dict[str, Tensor]:
+        document = self.document
+        streams = {8: read_array(folder, "private", document.get("private_bytes"), dtype="uint8").tobytes()}
+        for width in (16, 32, 64):
+            if (array := document.get(f"private{width}")) is not None:
+                words = read_array(folder, f"private{width}", array, dtype=f"uint{width}").tolist()
+                # Rotated right by one, word for word, with Python's integers.
+                back = [(word >> 1) + ((word & 1) << (width - 1)) for word in words]
+                streams[width] = b"".join(word.to_bytes(width // 8, "little") for word in back)
+        rows = [(row["name"], row["dtype"], tuple(row["shape"])) for row in document.get("private") or []]
+        known = {name for name, _, _ in rows} | set(document.get("absent") or [])
+        own, common = dict(document.get("dtypes") or []), document.get("dtype")
+        last = -1
+        for group in document.get("private_groups") or []:
+            require(last < group < len(self.basis.groups), "R-MODEL-10", f"group {group}")
+            last = group
+            for name in self.basis.groups[group]:
+                if name not in known:
+                    row = self.basis.coded[name].row
+                    rows.append((name, own.get(name) or common or row["dtype"], tuple(row["shape"])))
+        private: dict[str, Tensor] = {}
+        at = dict.fromkeys(streams, 0)
+        for name, dtype, shape in rows:
+            require(name not in private, "R-MODEL-3", name)
+            size = KINDS[dtype].size
+            width = 8 * size if 8 * size in streams else 8
+            start = at[width]
+            at[width] += math.prod(shape) * size
+            private[name] = Tensor(dtype, shape, streams[width][start : at[width]])
+        for width, data in streams.items():
+            require(at[width] == len(data), "R-MODEL-3", f"{len(data)} private bytes, {at[width]} needed")
+        return private
 
     def _check_names(self) -> None:
         document = self.document
@@ -312,7 +336,11 @@ class Model:
         own: dict[str, str] = dict(pairs)
         require(len(own) == len(pairs), "R-MODEL-7", "a tensor has two dtypes")
         coded = {name: row for name, row in self.basis.coded.items() if self.order.get(name) == "coded"}
-        require(set(own) <= set(coded), "R-MODEL-7", "a dtype of a tensor that is not coded")
+        groups = self.document.get("private_groups") or []
+        kept = {name for group in groups for name in self.basis.groups[group]}
+        kept -= {row["name"] for row in self.document.get("private") or []}
+        kept -= set(self.document.get("absent") or [])
+        require(set(own) <= set(coded) | kept, "R-MODEL-7", "a dtype of a tensor that is not coded")
         common = self.document.get("dtype")
         found: dict[str, str] = {
             name: own.get(name) or common or tensor.row["dtype"] for name, tensor in coded.items()
@@ -328,7 +356,11 @@ class Model:
         basis, array = self.basis.document, self.document.get("core")
         found = (array["length"], array["chunk"], array.get("page")) if array else (0, 0, 0)
         needed = (basis["core_length"], basis["core_chunk"], basis["core_page"])
-        require(found == (needed if needed[0] else (0, 0, 0)), "R-CORE-3", f"{found}, {needed} needed")
+        groups = self.document.get("private_groups") or []
+        needed = needed if len(groups) < len(self.basis.groups) else (0, 0, 0)
+        require(found == needed, "R-CORE-3", f"{found}, {needed} needed")
+        if array is None:
+            return {}
         require(array is None or array["dtype"] in ("int16", "int32"), "R-CORE-3", "dtype")
         stored = read_array(folder, "core", array).astype(np.int64)
         cores: dict[str, Ints] = {}

@@ -23,6 +23,8 @@ from uws_store.tensor_bytes import digest_of
 REGISTRY = VECTORS / "registry"
 EXPECTED: dict[str, Any] = json.loads((VECTORS / "expected.json").read_bytes())
 MODELS: list[dict[str, Any]] = EXPECTED["models"]
+GROUPS = VECTORS / "groups"
+GROUPED: list[dict[str, Any]] = json.loads((GROUPS / "expected.json").read_bytes())["models"]
 
 
 def tiers_of(model: dict[str, Any]) -> tuple[Tier, ...]:
@@ -61,6 +63,22 @@ def test_the_independent_reader_gives_the_bits_on_record(model: dict[str, Any], 
     found = digests(theirs(REGISTRY, model["task"], tier=tier, revision=model["version"]))
     assert found == expected(model, tier)
     assert list(found) == list(model["tensors"])
+
+
+@pytest.mark.parametrize("tier", get_args(Tier))
+@pytest.mark.parametrize("model", GROUPED, ids=lambda model: model["task"])
+def test_groups_kept_whole_are_read_by_both(model: dict[str, Any], tier: Tier) -> None:
+    for read in (ours, theirs):
+        found = digests(read(GROUPS / "registry", model["task"], tier=tier))
+        assert found == expected(model, tier)
+        assert list(found) == list(model["tensors"])
+
+
+def test_the_vectors_of_groups_hold_every_feature() -> None:
+    kinds = {model["task"]: {row["stored"] for row in model["tensors"].values()} for model in GROUPED}
+    assert kinds["mixed"] >= {"coded", "private"}
+    assert "coded" not in kinds["odd"] | kinds["all"]
+    assert verify(FAMILY, registry=str(GROUPS / "registry")).ok
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -123,7 +141,7 @@ def test_every_version_of_the_vectors_is_opened_here() -> None:
 
 
 def test_the_vectors_are_small() -> None:
-    assert sum(path.stat().st_size for path in VECTORS.rglob("*") if path.is_file()) < 200_000
+    assert sum(path.stat().st_size for path in VECTORS.rglob("*") if path.is_file()) < 300_000
 
 
 def test_the_tool_writes_the_same_bytes_twice_and_both_readers_agree_on_them(tmp_path: Path) -> None:
@@ -133,6 +151,8 @@ def test_the_tool_writes_the_same_bytes_twice_and_both_readers_agree_on_them(tmp
     assert make_vectors.main([str(second)]) == 2
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert len(files) > 60
+    grouped = first / "groups"
+    assert ours(grouped / "registry", "mixed").tensors == theirs(grouped / "registry", "mixed").tensors
     for path in files:
         assert (first / path).read_bytes() == (second / path).read_bytes()
     # Not compared with the frozen ones: another PCodec or another solver may write other bytes, and all are valid.

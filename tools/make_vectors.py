@@ -307,6 +307,7 @@ def encode(
     exact: bool,
     step: Step = STEP,
     files: Mapping[str, bytes] | None = None,
+    exact_overhead: float | None = None,
 ) -> EncodedModel:
     """Encode a state dict as if it came from a file, or with side files from a folder."""
     with tempfile.TemporaryDirectory() as folder:
@@ -316,7 +317,7 @@ def encode(
             (Path(folder) / name).parent.mkdir(exist_ok=True)
             (Path(folder) / name).write_bytes(data)
         with open_checkpoint(path if files is None else folder) as checkpoint:
-            return encode_model(basis, checkpoint, exact=exact, step=step)
+            return encode_model(basis, checkpoint, exact=exact, step=step, exact_overhead=exact_overhead)
 
 
 def put_objects(storage: Storage, prefix: str, objects: Mapping[str, bytes]) -> int:
@@ -450,6 +451,29 @@ def forge_files_registry(storage: Storage) -> None:
     )
 
 
+def forge_groups(storage: Storage) -> None:
+    """Write the registry of the vectors whose models keep read groups whole."""
+    forge = Forge(storage)
+    first = forge_basis(ROWS, seed=1)
+    basis_action, basis = forge.basis(first, revision=1)
+    # One group of few values beside two that follow the basis.
+    mixed = forge_checkpoint(ROWS, first, seed=31)
+    mixed["embed.weight"] = torch.sign(mixed["embed.weight"]) * 0.37
+    mixed["head.weight"] = mixed["embed.weight"].clone()
+    mixed["e4m3.weight"] = torch.zeros_like(mixed["e4m3.weight"])
+    forge.commit(
+        [
+            FamilyAction(family=FAMILY, architecture=basis.document.architecture),
+            basis_action,
+            forge.model("mixed", encode(basis, mixed, exact=True, exact_overhead=0.3)),
+            # Every group, with tensors missing, of other shapes and dtypes, and not finite.
+            forge.model("odd", encode(basis, odd_checkpoint(ROWS, first), exact=True, exact_overhead=-0.99)),
+        ]
+    )
+    uniform = forge_checkpoint(ROWS, first, seed=33, dtype="BF16")
+    forge.commit([forge.model("all", encode(basis, uniform, exact=True, exact_overhead=-0.99))])
+
+
 def expectations(storage: Storage) -> dict[str, object]:
     """Tell what every model of a registry is at every tier."""
     registry = Registry.over(storage)
@@ -501,6 +525,7 @@ def make(folder: Path) -> None:
     """Write the vectors into a folder."""
     _make_one(folder, forge_registry)
     _make_one(folder / "files", forge_files_registry)
+    _make_one(folder / "groups", forge_groups)
 
 
 def _make_one(folder: Path, forge: Callable[[Storage], None]) -> None:

@@ -45,7 +45,9 @@ def significance_order(
     return np.argsort(np.negative(classes), kind="stable")
 
 
-def encode_integers(values: Integers, *, page: int | None = None, level: int = 8) -> bytes:
+def encode_integers(
+    values: Integers, *, page: int | None = None, sizes: Sequence[int] | None = None, level: int = 8
+) -> bytes:
     """Compress a 1-D integer array (16, 32 or 64 bits wide) as one standalone PCodec stream.
 
     Parameters
@@ -54,11 +56,13 @@ def encode_integers(values: Integers, *, page: int | None = None, level: int = 8
         The integers.
     page : int, optional
         Cut into equal pages of at most so many; by default where :func:`uws_store.pages.page_sizes` says.
+    sizes : sequence of int, optional
+        Sizes of the pages, instead.
     level : int
         Effort, 0 to 12.
     """
     paging = (
-        PagingSpec.exact_page_sizes(page_sizes(values))
+        PagingSpec.exact_page_sizes(page_sizes(values) if sizes is None else list(sizes))
         if page is None and len(values)
         else PagingSpec.equal_pages_up_to(page or 1 << 14)
     )

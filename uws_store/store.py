@@ -12,7 +12,7 @@ import hashlib
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,14 @@ class EncodedArray:
     objects: dict[str, bytes]
 
 
-def encode_array(values: Array, *, chunk: int, page: int | None) -> EncodedArray:
+def encode_array(
+    values: Array,
+    *,
+    chunk: int,
+    page: int | None,
+    cuts: Sequence[int] | None = None,
+    level: int = layout.PCODEC_LEVEL,
+) -> EncodedArray:
     """Encode a 1-D array as the chunks and shards of a Zarr array.
 
     Parameters
@@ -68,6 +75,10 @@ def encode_array(values: Array, *, chunk: int, page: int | None) -> EncodedArray
     page : int or None
         Integers of a PCodec page, for the metadata: what other writers would take; pages are cut where the integers
         change. None stores bytes as they are.
+    cuts : sequence of int, optional
+        Where pages begin instead, rising.
+    level : int
+        PCodec's effort; it never matters to a reader.
     """
     chunk = min(chunk, len(values))
     chunks = -(-len(values) // chunk)
@@ -80,7 +91,7 @@ def encode_array(values: Array, *, chunk: int, page: int | None) -> EncodedArray
         shards=(blank,) * -(-chunks // SHARD_CHUNKS),
     )
     metadata = layout.array_metadata(draft)
-    shards = _zarr_shards(values, metadata) if page is None else _integer_shards(values, chunk)
+    shards = _zarr_shards(values, metadata) if page is None else _integer_shards(values, chunk, cuts, level)
     objects: dict[str, bytes] = {}
     records: list[ObjectRecord] = []
     for index, data in enumerate(shards):
@@ -101,7 +112,7 @@ def _zarr_shards(values: Array, metadata: bytes) -> Iterator[bytes]:
         yield bytes(held[f"c/{index}"].to_bytes())
 
 
-def _integer_shards(values: Array, chunk: int) -> Iterator[bytes]:
+def _integer_shards(values: Array, chunk: int, cuts: Sequence[int] | None, level: int) -> Iterator[bytes]:
     """Write shards of integers as zarr-python would, but for the pages: its codec knows only pages of one size."""
     chunks = -(-len(values) // chunk)
     for first in range(0, chunks, SHARD_CHUNKS):
@@ -113,7 +124,10 @@ def _integer_shards(values: Array, chunk: int) -> Iterator[bytes]:
             part = values[position * chunk : (position + 1) * chunk]
             if len(part) < chunk:
                 part = np.concatenate([part, np.zeros(chunk - len(part), values.dtype)])
-            stream = encode_integers(part, level=layout.PCODEC_LEVEL)
+            start = position * chunk
+            inside = [cut - start for cut in cuts or () if start < cut < start + chunk]
+            sizes = None if cuts is None else np.diff([0, *inside, chunk]).tolist()
+            stream = encode_integers(part, sizes=sizes, level=level)
             payloads += [stream, _CRC.pack(google_crc32c.value(stream))]
             index[slot] = at, len(stream) + _CRC.size
             at += len(stream) + _CRC.size

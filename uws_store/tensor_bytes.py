@@ -1,4 +1,4 @@
-"""The bytes of a tensor: what digests are taken of and what private tensors are stored as.
+"""The bytes of a tensor: what digests are taken of and what private tensors are made of.
 
 Little-endian, row-major, without padding, as safetensors stores them. Pure.
 """
@@ -15,7 +15,9 @@ import torch
 from uws_store.dtypes import DType
 from uws_store.errors import FormatError
 
-__all__ = ["bytes_of", "digest_of", "tensor_from_bytes"]
+__all__ = ["bytes_of", "digest_of", "from_rotated", "rotated", "tensor_from_bytes"]
+
+Words = npt.NDArray[np.unsignedinteger]
 
 
 def _view(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
@@ -52,3 +54,20 @@ def tensor_from_bytes(data: bytes, *, dtype: DType, shape: tuple[int, ...]) -> t
         return torch.empty(shape, dtype=dtype.torch)
     flat = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
     return flat.view(dtype.torch).reshape(shape)
+
+
+def rotated(data: bytes, *, width: int) -> Words:
+    """Read bytes as words of 16, 32 or 64 bits, each rotated left by one: a float's sign becomes its lowest bit.
+
+    Entropy coders take small integers for likely ones, and a float is as likely to have one sign as the other.
+    """
+    words = np.frombuffer(data, f"<u{width // 8}").astype(f"u{width // 8}")
+    turned: Words = (words << words.dtype.type(1)) | (words >> words.dtype.type(width - 1))
+    return turned
+
+
+def from_rotated(words: Words) -> Words:
+    """Undo :func:`rotated`: the words, little-endian."""
+    width = 8 * words.dtype.itemsize
+    back = (words >> words.dtype.type(1)) | (words << words.dtype.type(width - 1))
+    return back.astype(f"<u{width // 8}")

@@ -173,17 +173,8 @@ def verify_model(
     findings = _Findings()
     objects = 1
     document = model.document
-    arrays = {
-        "core": document.core,
-        "private": document.private_bytes,
-        "residual16": document.residual16,
-        "residual32": document.residual32,
-        "residual64": document.residual64,
-        "files": document.file_bytes,
-    }
-    for name, record in arrays.items():
-        if record is not None:
-            objects += _verify_array(storage, prefix, name=name, record=record, findings=findings)
+    for name, record in document.arrays.items():
+        objects += _verify_array(storage, prefix, name=name, record=record, findings=findings)
     tiers: tuple[Tier, ...] = ("compact", "exact") if model.has_exact else ("compact",)
     tensors = 0
     if not findings.problems:

@@ -15,6 +15,7 @@ from uws_store.api.results import ModelResult
 from uws_store.basis import Basis, step_of
 from uws_store.builder import (
     DEFAULT_FIDELITY,
+    EXACT_OVERHEAD,
     AnalysisCache,
     EncodedModel,
     Fidelity,
@@ -57,7 +58,15 @@ class ModelEncoding:
         demanded = exact or (judge is not None and judge.demands_exact(task))
 
         def at(step: Step) -> EncodedModel:
-            return encode_model(self.basis, checkpoint, step=step, exact=demanded, analyses=self.analyses)
+            return encode_model(
+                self.basis,
+                checkpoint,
+                step=step,
+                exact=demanded,
+                # Who asks for bits asks them of the compact tier.
+                exact_overhead=None if self.fidelity.kind == "bits" else EXACT_OVERHEAD,
+                analyses=self.analyses,
+            )
 
         settled = judge.step_of(task) if judge else None
         start = settled or step_of(self.basis.document.step)

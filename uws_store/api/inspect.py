@@ -222,9 +222,10 @@ def show(
         document = read_document(opened.registry.storage, prefix, digest=entry.digest)
         residual = sum(_stored_bytes(document.residual(width)) for width in (16, 32, 64))
         files = _stored_bytes(document.file_bytes)
-        private = document.private_bytes.size_bytes if document.private_bytes else 0
+        private = document.private_size_bytes
         compact = entry.size_bytes - residual - files
         kept = {record.name for record in document.private} | set(document.absent)
+        kept.update(name for index in document.private_groups for name in basis.groups[index].names)
         coded = [name for name in basis.table if name in basis.slots and name not in kept]
         errors = sorted(zip(coded, document.error_list(), strict=True), key=lambda pair: -pair[1])
         models.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from uws_store.builder.build import BasisBuilder, BuiltBasis, Progress, build_basis, encode_within
-from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
+from uws_store.builder.encode import EXACT_OVERHEAD, AnalysisCache, EncodedModel, encode_model
 from uws_store.builder.members import Members, piece_name
 from uws_store.builder.memory import MemoryProjection, available_bytes, parse_bytes
 from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity, FidelityKind
@@ -12,6 +12,7 @@ from uws_store.builder.work import WorkFolder, resumed
 
 __all__ = [
     "DEFAULT_FIDELITY",
+    "EXACT_OVERHEAD",
     "AnalysisCache",
     "BasisBuilder",
     "BuiltBasis",

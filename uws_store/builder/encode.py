@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from uws_store import layout
 from uws_store.basis import Basis, step_of
+from uws_store.builder.alone import cheaper_alone, pack_private
 from uws_store.builder.files import own_files, pack_files
 from uws_store.builder.transform import Analysis
 from uws_store.canonical import Step
@@ -38,7 +40,10 @@ from uws_store.residual import residual_classes, residual_dtype, residual_of, re
 from uws_store.store import EncodedArray, encode_array
 from uws_store.tensor_bytes import bytes_of, digest_of
 
-__all__ = ["AnalysisCache", "EncodedModel", "encode_model"]
+__all__ = ["EXACT_OVERHEAD", "AnalysisCache", "EncodedModel", "encode_model"]
+
+EXACT_OVERHEAD = 0.01
+"""Share by which core and residual of a read group may exceed its bits alone before it is stored alone."""
 
 _SOURCE_METADATA_BYTES = 4096
 
@@ -78,8 +83,7 @@ class EncodedModel:
     @property
     def private_bytes(self) -> int:
         """Bytes of the private tensors as stored, reported beside the bits."""
-        array = self.document.private_bytes
-        return array.size_bytes if array else 0
+        return self.document.private_size_bytes
 
     @property
     def size_bytes(self) -> int:
@@ -112,6 +116,7 @@ def encode_model(
     *,
     step: Step | None = None,
     exact: bool = False,
+    exact_overhead: float | None = EXACT_OVERHEAD,
     analyses: AnalysisCache | None = None,
     scores: tuple[ScoreRecord, ...] = (),
 ) -> EncodedModel:
@@ -126,7 +131,10 @@ def encode_model(
     step : Step, optional
         Quantiser step; the basis's own when absent.
     exact : bool
-        Whether to add the residual that makes every tensor bit-identical.
+        Whether to add what makes every tensor bit-identical.
+    exact_overhead : float or None
+        With ``exact``: a read group whose core and residual are larger than its bits alone, by more than this share, is
+        stored alone. None never does so.
     analyses : AnalysisCache, optional
         Shared between models.
     scores : tuple of ScoreRecord
@@ -144,6 +152,7 @@ def encode_model(
                 checkpoint=checkpoint,
                 step=step or step_of(basis.document.step),
                 exact=exact,
+                exact_overhead=exact_overhead,
                 analyses=analyses or AnalysisCache(basis),
             ),
             scores,
@@ -172,6 +181,7 @@ class _Encoding:
     checkpoint: Checkpoint
     step: Step
     exact: bool
+    exact_overhead: float | None
     analyses: AnalysisCache
     cores: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
     private: list[tuple[PrivateRecord, bytes]] = field(default_factory=list)
@@ -179,13 +189,13 @@ class _Encoding:
     dtypes: dict[str, str] = field(default_factory=dict)
     compact_digests: dict[str, bytes] = field(default_factory=dict)
     exact_digests: dict[str, bytes] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
+    energies: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Squared error and squared norm of each coded tensor."""
+    private_groups: list[int] = field(default_factory=list)
     residuals: dict[str, tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int16]]] = field(
         default_factory=dict
     )
     notices: list[str] = field(default_factory=list)
-    error_energy: float = 0.0
-    energy: float = 0.0
 
     def keep(self, info: TensorInfo, tensor: torch.Tensor, why: str | None) -> None:
         """Keep a tensor byte for byte; say why when nobody would expect it."""
@@ -244,9 +254,7 @@ class _Encoding:
         prediction = numbers.predict(core, step=self.step, dtype=info.dtype)
         error = float((prediction.to(torch.float64) - tensor.to(torch.float64)).square().sum())
         energy = float(values.square().sum())
-        self.error_energy += error
-        self.energy += energy
-        self.errors[record.name] = relative_error(error, energy)
+        self.energies[record.name] = error, energy
         self.cores[record.name] = core.to(torch.int32).numpy()
         self.compact_digests[record.name] = digest_of(prediction)
         self.exact_digests[record.name] = digest_of(tensor)
@@ -258,38 +266,68 @@ class _Encoding:
                 residual_classes(prediction, record.shift),
             )
 
+    def _group_core(self, index: int) -> npt.NDArray[np.int32]:
+        """Integers of a read group, sorted by significance; zeros for tensors that are not coded here."""
+        group = self.basis.groups[index]
+        pooled = np.zeros(group.coefficients, np.int32)
+        for name in group.names:
+            if name in self.cores:
+                offset = self.basis.slots[name].core_offset
+                flat = self.cores[name].reshape(-1)
+                pooled[offset : offset + len(flat)] = flat
+        return pooled[self.basis.order(index)]
+
+    def _group_residuals(self, index: int) -> dict[str, npt.NDArray[np.unsignedinteger]]:
+        """Residuals of a read group by the name of their array, sorted by class."""
+        members: dict[str, list[str]] = {}
+        for name in self.basis.groups[index].names:
+            if name in self.residuals:
+                width = residual_dtype(DTYPES[self._dtype(name)]).removeprefix("uint")
+                members.setdefault(f"residual{width}", []).append(name)
+        parts: dict[str, npt.NDArray[np.unsignedinteger]] = {}
+        for array, names in members.items():
+            values = np.concatenate([self.residuals[name][0] for name in names])
+            order = residual_order(np.concatenate([self.residuals[name][1] for name in names]))
+            parts[array] = values[order]
+        return parts
+
+    def _dtype(self, name: str) -> str:
+        return self.dtypes.get(name, self.basis.table[name].dtype)
+
+    def _keep_groups(self, overhead: float) -> list[tuple[str, bytes]]:
+        """Keep the read groups that are cheaper alone; their tensors, by dtype and bytes, in the model's order."""
+        kept: list[tuple[str, bytes]] = []
+        for index, group in enumerate(self.basis.groups):
+            names = [name for name in group.names if name in self.cores]
+            tensors = [(self._dtype(name), bytes_of(self.checkpoint.read(name))) for name in names]
+            streams = [self._group_core(index), *self._group_residuals(index).values()]
+            if names and cheaper_alone(tensors, streams, overhead=overhead):
+                kept += tensors
+                self.private_groups.append(index)
+                for name in names:
+                    del self.cores[name], self.residuals[name], self.energies[name]
+                    self.compact_digests[name] = self.exact_digests[name]
+        return kept
+
     def _pack_core(self) -> EncodedArray | None:
-        """Sort each read group by significance and lay the groups end to end."""
+        """Lay the read groups end to end."""
         document = self.basis.document
-        if not document.core_length:
+        if len(self.private_groups) == len(self.basis.groups):
             return None
         core = np.zeros(document.core_length, np.int32)
         for index, group in enumerate(self.basis.groups):
-            pooled = np.zeros(group.coefficients, np.int32)
-            for name in group.names:
-                if name in self.cores:
-                    offset = self.basis.slots[name].core_offset
-                    flat = self.cores[name].reshape(-1)
-                    pooled[offset : offset + len(flat)] = flat
-            core[group.start : group.start + group.coefficients] = pooled[self.basis.order(index)]
+            core[group.start : group.start + group.coefficients] = self._group_core(index)
         small = bool(np.abs(core).max(initial=0) < 1 << 15)
         return encode_array(
             core.astype(np.int16) if small else core, chunk=document.core_chunk, page=document.core_page
         )
 
     def _pack_residuals(self) -> dict[str, EncodedArray]:
-        """One array per storage width: read groups end to end, each sorted by class."""
+        """One array per storage width: read groups end to end."""
         parts: dict[str, list[npt.NDArray[np.unsignedinteger]]] = {}
-        for group in self.basis.groups:
-            members: dict[str, list[str]] = {}
-            for name in group.names:
-                if name in self.residuals:
-                    dtype = DTYPES[self.dtypes.get(name, self.basis.table[name].dtype)]
-                    members.setdefault(residual_dtype(dtype).removeprefix("uint"), []).append(name)
-            for width, names in members.items():
-                values = np.concatenate([self.residuals[name][0] for name in names])
-                order = residual_order(np.concatenate([self.residuals[name][1] for name in names]))
-                parts.setdefault(f"residual{width}", []).append(values[order])
+        for index in range(len(self.basis.groups)):
+            for array, values in self._group_residuals(index).items():
+                parts.setdefault(array, []).append(values)
         return {
             name: encode_array(
                 np.concatenate(arrays),
@@ -301,22 +339,19 @@ class _Encoding:
 
     def assemble(self, scores: tuple[ScoreRecord, ...]) -> EncodedModel:
         """Put the model's document and objects together."""
-        arrays: dict[str, EncodedArray] = {}
+        own_types = {self._dtype(name) for name in self.cores}
+        private = [(record.dtype, data) for record, data in self.private]
+        if self.exact and self.exact_overhead is not None:
+            private += self._keep_groups(self.exact_overhead)
+        arrays = pack_private(private) | self._pack_residuals()
         core = self._pack_core()
         if core is not None:
             arrays["core"] = core
-        private = b"".join(data for _, data in self.private)
-        if private:
-            arrays["private"] = encode_array(
-                np.frombuffer(private, np.uint8), chunk=layout.PRIVATE_CHUNK, page=None
-            )
-        arrays |= self._pack_residuals()
         shared_files, own = own_files(self.basis, self.checkpoint)
         files, file_array = pack_files(own)
         if file_array is not None:
             arrays["files"] = file_array
         records = {name: array.record for name, array in arrays.items()}
-        own_types = {self.dtypes.get(name, self.basis.table[name].dtype) for name in self.errors}
         uniform = own_types.pop() if self.dtypes and len(own_types) == 1 else None
         table_names = [record.name for record in self.basis.document.tensors]
         extra = [record.name for record, _ in self.private if record.name not in self.basis.table]
@@ -328,8 +363,12 @@ class _Encoding:
             dtypes=() if uniform else tuple(self.dtypes.items()),
             absent=tuple(self.absent),
             private=tuple(record for record, _ in self.private),
+            private_groups=tuple(self.private_groups),
             core=records.get("core"),
             private_bytes=records.get("private"),
+            private16=records.get("private16"),
+            private32=records.get("private32"),
+            private64=records.get("private64"),
             residual16=records.get("residual16"),
             residual32=records.get("residual32"),
             residual64=records.get("residual64"),
@@ -338,9 +377,12 @@ class _Encoding:
             file_bytes=records.get("files"),
             compact=DigestRecord.over([self.compact_digests[name] for name in order]),
             exact=DigestRecord.over([self.exact_digests[name] for name in order]) if self.exact else None,
-            rel_error=relative_error(self.error_energy, self.energy),
+            rel_error=relative_error(
+                math.fsum(error for error, _ in self.energies.values()),
+                math.fsum(energy for _, energy in self.energies.values()),
+            ),
             errors=ModelDocument.pack_errors(
-                [self.errors[name] for name in table_names if name in self.errors]
+                [relative_error(*self.energies[name]) for name in table_names if name in self.energies]
             ),
             source=SourceRecord(
                 sha256=self.checkpoint.sha256(),

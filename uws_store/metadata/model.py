@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import itertools
 import math
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -34,6 +35,9 @@ __all__ = [
 
 LEAF_BYTES = 8
 """Bytes kept of each tensor's SHA-256; the root covers them whole."""
+
+
+GroupNumber = Annotated[int, Field(ge=0, le=MAX_TENSORS)]
 
 
 def relative_error(error_energy: float, energy: float) -> float:
@@ -196,6 +200,8 @@ class ModelDocument(Document):
         Table tensors that the model has not.
     private : tuple of PrivateRecord
         Tensors kept byte for byte, in the order they are packed.
+    private_groups : tuple of int
+        Read groups whose tensors are kept byte for byte too, in the shapes of the table: they follow the private ones.
     core, private_bytes, residual16, residual32, residual64 : ArrayRecord or None
         The packed arrays; None when empty.
     shared_files : tuple of str
@@ -204,6 +210,8 @@ class ModelDocument(Document):
         Side files of the model's own, in the order they are packed.
     file_bytes : ArrayRecord or None
         The bytes of ``files``; None when there are none.
+    private16, private32, private64 : ArrayRecord or None
+        Private tensors whose elements have so many bits, entropy coded; None when these lie in ``private_bytes``.
     compact, exact : DigestRecord
         Digests of the reconstructed tensors per tier; ``exact`` is None when the model has no residual.
     rel_error : float
@@ -225,8 +233,12 @@ class ModelDocument(Document):
     dtypes: tuple[tuple[TensorName, DTypeName], ...] = ()
     absent: Annotated[tuple[TensorName, ...], Field(max_length=MAX_TENSORS)] = ()
     private: Annotated[tuple[PrivateRecord, ...], Field(max_length=MAX_TENSORS)] = ()
+    private_groups: Annotated[tuple[GroupNumber, ...], Field(max_length=MAX_TENSORS)] = ()
     core: ArrayRecord | None = None
     private_bytes: ArrayRecord | None = None
+    private16: ArrayRecord | None = None
+    private32: ArrayRecord | None = None
+    private64: ArrayRecord | None = None
     residual16: ArrayRecord | None = None
     residual32: ArrayRecord | None = None
     residual64: ArrayRecord | None = None
@@ -251,10 +263,6 @@ class ModelDocument(Document):
             raise ValueError("an absent tensor stands twice")
         if len({name for name, _ in self.dtypes}) != len(self.dtypes):
             raise ValueError("a tensor has two dtypes")
-        stored = sum(record.size_bytes for record in self.private)
-        found = self.private_bytes.length if self.private_bytes else 0
-        if stored != found:
-            raise ValueError(f"private tensors have {stored} bytes, their array {found}")
         if self.core is not None and self.core.dtype not in ("int16", "int32"):
             raise ValueError(f"a core is int16 or int32, not {self.core.dtype}")
         for width in (16, 32, 64):
@@ -267,6 +275,52 @@ class ModelDocument(Document):
         if not all(0 <= error < math.inf for error in self.error_list()):
             raise ValueError("errors are finite and at least 0")
         return self
+
+    @model_validator(mode="after")
+    def _check_private(self) -> Self:
+        if any(low >= high for low, high in itertools.pairwise(self.private_groups)):
+            raise ValueError("private groups are numbered upwards")
+        stored = sum(record.size_bytes for record in self.private if self.typed_private(record.dtype) is None)
+        found = self.private_bytes.length if self.private_bytes else 0
+        # Tensors of private groups follow, and only the basis knows how many.
+        if stored != found and not (self.private_groups and stored < found):
+            raise ValueError(f"private tensors have {stored} bytes, their array {found}")
+        for width in (16, 32, 64):
+            array = self.private_of(width)
+            if array is not None and array.dtype != f"uint{width}":
+                raise ValueError(f"private{width} is a uint{width} array")
+        return self
+
+    def private_of(self, width: int) -> ArrayRecord | None:
+        """The array of private elements of a width in bits, if the model has one."""
+        return {16: self.private16, 32: self.private32, 64: self.private64}.get(width)
+
+    def typed_private(self, dtype: str) -> ArrayRecord | None:
+        """The array that a private tensor of a dtype lies in; None when it lies in ``private_bytes``."""
+        return self.private_of(DTYPES[dtype].bits)
+
+    @property
+    def arrays(self) -> dict[str, ArrayRecord]:
+        """The arrays that the model has, by the names of their folders."""
+        records = {
+            "core": self.core,
+            "private": self.private_bytes,
+            "private16": self.private16,
+            "private32": self.private32,
+            "private64": self.private64,
+            "residual16": self.residual16,
+            "residual32": self.residual32,
+            "residual64": self.residual64,
+            "files": self.file_bytes,
+        }
+        return {name: record for name, record in records.items() if record is not None}
+
+    @property
+    def private_size_bytes(self) -> int:
+        """Stored bytes that bits per parameter leave out: those of private tensors, unless whole groups are private."""
+        if self.private_groups:
+            return 0
+        return sum(record.size_bytes for name, record in self.arrays.items() if name.startswith("private"))
 
     def residual(self, width: int) -> ArrayRecord | None:
         """The residual array of a storage width in bits."""

@@ -26,7 +26,7 @@ from uws_store.model.sources import Source, residual_starts, sources_of
 from uws_store.residual import apply_residual, residual_classes, residual_dtype, residual_order
 from uws_store.storage import Storage
 from uws_store.store import ArrayReader
-from uws_store.tensor_bytes import tensor_from_bytes
+from uws_store.tensor_bytes import from_rotated, tensor_from_bytes
 
 __all__ = ["Model", "Tier", "read_document"]
 
@@ -62,19 +62,12 @@ class Model:
         self._compact = document.compact.leaf_list()
         self._exact = document.exact.leaf_list() if document.exact else None
         self._check()
-        records = {
-            "core": document.core,
-            "private": document.private_bytes,
-            "residual16": document.residual16,
-            "residual32": document.residual32,
-            "residual64": document.residual64,
-            "files": document.file_bytes,
-        }
         self._readers = {
             name: ArrayReader(storage, prefix, name=name, record=record)
-            for name, record in records.items()
-            if record is not None
+            for name, record in document.arrays.items()
         }
+        self._words: dict[str, npt.NDArray[np.unsignedinteger]] = {}
+        self._whole = False
         self._decoders: dict[tuple[str, str], Decoder] = {}
         self._ready: dict[tuple[str, str, str, str], torch.Tensor] = {}
         self._residual_starts = residual_starts(self.sources, basis)
@@ -161,7 +154,7 @@ class Model:
     def stored_tensor(self, name: str) -> torch.Tensor:
         """Make a private or shared tensor from its bytes, on the CPU."""
         source = self.sources[name]
-        data = self.basis.shared_bytes(name) if source.kind == "shared" else self._private(name, source)
+        data = self.basis.shared_bytes(name) if source.kind == "shared" else self._private(source)
         return tensor_from_bytes(data, dtype=source.dtype, shape=source.shape)
 
     def decoder(self, device: torch.device, decode: Decode) -> Decoder:
@@ -212,6 +205,8 @@ class Model:
     def stored_core(self, index: int) -> npt.NDArray[np.integer]:
         """Integers of a read group as they are stored, without padding."""
         group = self.basis.groups[index]
+        if "core" not in self._readers:  # every read group is private
+            return np.zeros(group.coefficients, np.int16)
         return self._readers["core"].read(group.start, group.stop)[: group.coefficients]
 
     def side_files(self) -> dict[str, bytes]:
@@ -229,14 +224,17 @@ class Model:
 
     def read_all(self) -> None:
         """Fetch what is needed for every tensor of the compact tier with one request per object."""
-        for name in ("core", "private"):
-            if name in self._readers:
-                self._readers[name].hold()
+        self._whole = True
+        for name, reader in self._readers.items():
+            if name.startswith(("core", "private")):
+                reader.hold()
 
     def forget(self) -> None:
         """Drop what was fetched or made ahead; it is read again when needed."""
         with self._lock:
             self._ready.clear()
+            self._whole = False
+            self._words.clear()
             for reader in self._readers.values():
                 reader.release()
 
@@ -263,16 +261,21 @@ class Model:
                 part = residual[own.start : own.start + math.prod(own.shape)]
                 made[name] = apply_residual(made[name], part, own.dtype)
 
-    def _private(self, name: str, source: Source) -> bytes:
+    def _private(self, source: Source) -> bytes:
         size = math.prod(source.shape) * source.dtype.size_bytes
         if size == 0:
             return b""
-        reader = self._readers.get("private")
-        if reader is None:
-            raise FormatError(
-                f"{self.where}: {name} is private and there is no private array", kind="format/model"
-            )
-        return reader.read(source.start, source.start + size).tobytes()
+        reader = self._readers[source.array]
+        if source.array == "private":
+            return reader.read(source.start, source.start + size).tobytes()
+        stop = source.start + math.prod(source.shape)
+        if not self._whole:
+            return from_rotated(reader.read(source.start, stop)).tobytes()
+        # Many small tensors share a chunk: it is decoded once.
+        with self._lock:
+            if source.array not in self._words:
+                self._words[source.array] = reader.read()
+            return from_rotated(self._words[source.array][source.start : stop]).tobytes()
 
     def require_digest(self, name: str, digest: bytes, *, tier: Tier) -> None:
         """Compare the SHA-256 digest of one decoded tensor with what stands on record for a tier.
@@ -323,7 +326,8 @@ class Model:
         coded = [name for name, source in self.sources.items() if source.kind == "coded"]
         expected = (basis.document.core_length, basis.document.core_chunk, basis.document.core_page)
         found = (core.length, core.chunk, core.page) if core else None
-        if (basis.document.core_length and found != expected) or (not basis.document.core_length and core):
+        needs_core = len(document.private_groups) < len(basis.groups)
+        if (needs_core and found != expected) or (not needs_core and core):
             raise FormatError(
                 f"{self.where}: the core is {found}, the basis needs {expected}", kind="format/model"
             )

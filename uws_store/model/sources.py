@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from uws_store.basis import Basis
 from uws_store.dtypes import DTYPES, DType
 from uws_store.errors import FormatError
-from uws_store.metadata.model import ModelDocument
+from uws_store.metadata.model import ModelDocument, PrivateRecord
 from uws_store.residual import residual_dtype
 
 __all__ = ["Source", "residual_starts", "sources_of"]
@@ -33,7 +34,10 @@ class Source:
     dtype : DType
         Its type in this model.
     start : int
-        First byte in the private array, or, among the residuals of its read group and width, first element.
+        First byte in the private array, first element in that of its width, or, among the residuals of its read group
+        and width, first element.
+    array : str
+        For ``private``: the array it lies in.
     tied_to : str or None
         For ``tied``: the tensor it is.
     digest : int or None
@@ -44,6 +48,7 @@ class Source:
     shape: tuple[int, ...]
     dtype: DType
     start: int = 0
+    array: str = ""
     tied_to: str | None = None
     digest: int | None = None
 
@@ -54,7 +59,7 @@ def sources_of(document: ModelDocument, basis: Basis, *, where: str) -> dict[str
     for name in absent:
         if name not in basis.table:
             raise FormatError(f"{where}: {name!r} is not in the basis's table", kind="format/model")
-    private = _private_sources(document)
+    private = _private_sources(document, basis, where, absent=absent)
     coded = _coded_sources(document, basis, where, without={*private, *absent})
     found: dict[str, Source] = {}
     for record in basis.document.tensors:
@@ -88,12 +93,36 @@ def sources_of(document: ModelDocument, basis: Basis, *, where: str) -> dict[str
     return sources
 
 
-def _private_sources(document: ModelDocument) -> dict[str, Source]:
+def _private_sources(
+    document: ModelDocument, basis: Basis, where: str, *, absent: AbstractSet[str]
+) -> dict[str, Source]:
+    """Lay private tensors out: those on record, then those of private groups in coding order."""
+    own = dict(document.dtypes)
+    records = list(document.private)
+    named = {record.name for record in records} | absent
+    for index in document.private_groups:
+        if index >= len(basis.groups):
+            raise FormatError(f"{where}: the basis has no read group {index}", kind="format/model")
+        for name in basis.groups[index].names:
+            if name not in named:
+                row = basis.table[name]
+                dtype_name = own.get(name, document.dtype or row.dtype)
+                records.append(PrivateRecord(name=name, shape=row.shape, dtype=dtype_name))
     sources: dict[str, Source] = {}
-    at = 0
-    for record in document.private:
-        sources[record.name] = Source("private", record.shape, DTYPES[record.dtype], start=at)
-        at += record.size_bytes
+    at = dict.fromkeys(("private", "private16", "private32", "private64"), 0)
+    for record in records:
+        dtype = DTYPES[record.dtype]
+        typed = document.typed_private(record.dtype) is not None
+        array = f"private{dtype.bits}" if typed else "private"
+        sources[record.name] = Source("private", record.shape, dtype, start=at[array], array=array)
+        at[array] += record.size_bytes // (dtype.size_bytes if typed else 1)
+    for array, length in at.items():
+        found = document.arrays.get(array)
+        if (found.length if found else 0) != length:
+            raise FormatError(
+                f"{where}: {array} has {found.length if found else 0} of {length} elements",
+                kind="format/model",
+            )
     return sources
 
 
@@ -115,7 +144,9 @@ def _coded_sources(
             width = residual_dtype(dtype)
             sources[name] = Source("coded", record.shape, dtype, start=at[width])
             at[width] += record.numel
-    for name in own.keys() - sources.keys():
+    grouped = {name for index in document.private_groups for name in basis.groups[index].names}
+    grouped -= {record.name for record in document.private} | set(document.absent)
+    for name in own.keys() - sources.keys() - grouped:
         raise FormatError(f"{where}: {name!r} has a dtype of its own and is not coded", kind="format/model")
     return sources
 

@@ -1,0 +1,108 @@
+"""Tensors that are stored alone: their words entropy coded, and when a read group is cheaper so.
+
+Owns the packing of private tensors, and the comparison of a read group's own bits with its core and residual: weights
+that share nothing, or take few values, are smaller alone, and then they are exact at every tier. Decides nothing about
+single tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from uws_store import layout
+from uws_store.dtypes import DTYPES
+from uws_store.entropy import encode_integers
+from uws_store.store import EncodedArray, encode_array
+from uws_store.tensor_bytes import rotated
+
+__all__ = ["cheaper_alone", "pack_private"]
+
+_WIDTHS = (16, 32, 64)
+_SHORTEST_PAGE = 1024
+_EFFORT = 12
+_EFFORT_ELEMENTS = 1 << 20
+"""Short arrays are worth the coder's greatest effort: a histogram is a large part of them."""
+
+Integers = npt.NDArray[np.integer]
+
+
+def pack_private(tensors: Iterable[tuple[str, bytes]]) -> dict[str, EncodedArray]:
+    """Pack private tensors: words of one width together, where that is smaller than their bytes.
+
+    Parameters
+    ----------
+    tensors : iterable of (str, bytes)
+        Dtype and bytes of each, in the model's order.
+
+    Returns
+    -------
+    dict of str to EncodedArray
+        The arrays ``private``, ``private16``, ``private32`` and ``private64`` that are needed.
+    """
+    tensors = list(tensors)
+    arrays: dict[str, EncodedArray] = {}
+    for width in _WIDTHS:
+        parts = [data for dtype, data in tensors if DTYPES[dtype].bits == width]
+        size = sum(map(len, parts))
+        if not size:
+            continue
+        words = rotated(b"".join(parts), width=width)
+        coded = encode_array(
+            words,
+            chunk=layout.RESIDUAL_CHUNK,
+            page=layout.page_for(len(words)),
+            cuts=_cuts([len(part) * 8 // width for part in parts]),
+            level=_level(words),
+        )
+        if sum(map(len, coded.objects.values())) < size:
+            arrays[f"private{width}"] = coded
+    rest = b"".join(data for dtype, data in tensors if f"private{DTYPES[dtype].bits}" not in arrays)
+    if rest:
+        arrays["private"] = encode_array(np.frombuffer(rest, np.uint8), chunk=layout.PRIVATE_CHUNK, page=None)
+    return arrays
+
+
+def cheaper_alone(
+    tensors: Iterable[tuple[str, bytes]], streams: Iterable[Integers], *, overhead: float
+) -> bool:
+    """Whether a read group's tensors take less alone than as core and residual.
+
+    Parameters
+    ----------
+    tensors : iterable of (str, bytes)
+        Dtype and bytes of each.
+    streams : iterable of numpy.ndarray
+        The group's core and residuals, as they would be stored.
+    overhead : float
+        Share of the bytes alone by which core and residual may exceed them: a small compact tier is worth something.
+    """
+    tensors = list(tensors)
+    coded = sum(len(encode_integers(stream)) for stream in streams)
+    alone = sum(len(data) for dtype, data in tensors if DTYPES[dtype].bits not in _WIDTHS)
+    for width in _WIDTHS:
+        parts = [data for dtype, data in tensors if DTYPES[dtype].bits == width]
+        if parts:
+            words = rotated(b"".join(parts), width=width)
+            cuts = _cuts([len(part) * 8 // width for part in parts])
+            sizes = np.diff([0, *cuts, len(words)]).tolist()
+            alone += len(encode_integers(words, sizes=sizes, level=_level(words)))
+    return alone * (1.0 + overhead) < coded
+
+
+def _level(values: Integers) -> int:
+    return _EFFORT if len(values) <= _EFFORT_ELEMENTS else layout.PCODEC_LEVEL
+
+
+def _cuts(lengths: Sequence[int]) -> list[int]:
+    """Begin a page with each tensor, unless it or the page before it is short."""
+    cuts: list[int] = []
+    at = begun = 0
+    for length in lengths:
+        if length >= _SHORTEST_PAGE and at - begun >= _SHORTEST_PAGE:
+            cuts.append(at)
+            begun = at
+        at += length
+    return cuts

@@ -19,6 +19,7 @@ sys.path.insert(0, str(BENCH))
 import codec  # noqa: E402 - found only now
 import codec_report  # noqa: E402
 import coding  # noqa: E402
+import exact  # noqa: E402
 import low_rank_coders  # noqa: E402
 import mask_coders  # noqa: E402
 import plain_coders  # noqa: E402
@@ -329,3 +330,58 @@ def test_text_splits_follow_from_the_name_and_do_not_overlap(tmp_path: Path) -> 
     train = {int(row[1]) for row in split.train_tokens}
     test = {int(row[1]) for row in split.test_tokens}
     assert not train & test
+
+
+def _save_zoo(folder: Path, models: list[dict[str, torch.Tensor]]) -> list[tuple[str, Path]]:
+    folder.mkdir()
+    for index, model in enumerate(models):
+        save_file(model, folder / f"m{index}.safetensors")
+    return [(path.stem, path) for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize("dtype", exact.DTYPES)
+def test_the_exact_bench_counts_whole_families_and_their_baselines(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "zipnn_size", lambda data, _: len(data) - 1)
+    members = _save_zoo(tmp_path / "zoo", _models(6))
+    result = exact.measure_exact("small", members, dtype, on_progress=lambda _: None)
+    width = 4 if dtype == "F32" else 2
+    assert result.models == 6
+    assert result.bare["ZipNN"] == 6 * (width * PARAMETERS - 1)
+    assert result.source_bytes > 6 * width * PARAMETERS
+    assert result.basis_bytes + result.compact_bytes < result.ours_bytes
+    delta = result.bare["delta to mean"]
+    assert delta is not None
+    assert 0 < delta < 7 * width * PARAMETERS
+    assert result.met == (result.ours_bytes <= min(size for size in result.files.values() if size))
+    console = Console(file=io.StringIO(), width=200)
+    exact.show([result], console)
+    text = exact.markdown([result], absent={"ani": "no folder"}, command="python tools/bench exact")
+    assert f"| small | {dtype} | 6 |" in text
+    assert "ani: skipped, no folder" in text
+    document = json.loads(json.dumps(exact.as_document([result], absent={})))
+    assert document["results"][0]["ours_bytes"] == result.ours_bytes
+
+
+def test_the_exact_bench_says_so_when_a_bit_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = _save_zoo(tmp_path / "zoo", _models(4))
+    monkeypatch.setattr(
+        exact, "bytes_of", lambda tensor: tensor.numpy().tobytes() + bytes([id(tensor) % 251])
+    )
+    with pytest.raises(AssertionError, match="came back changed"):
+        exact.measure_exact("small", members, "F32", on_progress=lambda _: None)
+
+
+def test_zipnn_is_given_copies() -> None:
+    pytest.importorskip("zipnn", reason="a baseline of the bench")
+    data = torch.randn(10_000).numpy().tobytes()
+    before = bytes(data)
+    assert 0 < exact.zipnn_size(data, "F32") < len(data)
+    assert data == before
+
+
+def test_a_family_of_equal_models_costs_the_mean_baseline_little_more_than_the_mean() -> None:
+    model = _models(1)[0]
+    one = exact.mean_difference_size([model])
+    assert exact.mean_difference_size([model] * 8) < one + 8 * 200

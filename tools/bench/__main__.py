@@ -1,4 +1,5 @@
-"""The bench: ``codec`` measures score against bytes, ``codec --speed`` throughput, ``registry`` opening a large one.
+"""The bench: ``codec`` measures score against bytes, ``codec --speed`` throughput, ``exact`` the bit-identical tier,
+``registry`` opening a large one.
 
 Owns the command line. Results of whole runs are kept in ``results/``.
 """
@@ -16,6 +17,10 @@ import registry
 import torch
 from codec import ZooResult, measure
 from codec_report import LEGEND, as_document, draw, markdown, show
+from exact import DTYPES, ExactResult, ZipnnAbsentError, measure_exact
+from exact import as_document as exact_document
+from exact import markdown as exact_markdown
+from exact import show as show_exact
 from rich.console import Console
 from speed import measure_speed, show_speed, speed_document, speed_markdown
 from zoos import ZOO_NAMES, AbsentError, Places, open_zoo
@@ -24,6 +29,7 @@ from uws_store.config import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRINTED_WIDTH = 150
+EXACT_ZOOS = ("digits", "wakewords", "ani", "hexells")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "registry":
         return _registry(options, console)
     torch.set_num_threads(options.threads)
+    if options.command == "exact":
+        return _exact(options, console)
     if options.speed:
         return _speed(options, console)
     places = Places(
@@ -81,6 +89,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = draw(results, options.svg)
         if reason is not None:
             console.print(reason)
+    return 0 if results else 1
+
+
+def _exact(options: argparse.Namespace, console: Console) -> int:
+    places = Places(
+        cache=options.cache or cache_folder() / "bench",
+        shared=options.zoos,
+        digits=options.digits,
+        quick=options.quick,
+    )
+    results: list[ExactResult] = []
+    absent: dict[str, str] = {}
+
+    def progress(what: str) -> None:
+        if options.verbose:
+            sys.stderr.write(f"{what}\n")
+
+    for name in options.zoo.split(","):
+        try:
+            zoo = open_zoo(name, places, on_progress=progress)
+            members = sorted([*zoo.training, *zoo.held])
+            results += [measure_exact(name, members, dtype, on_progress=progress) for dtype in DTYPES]
+        except (AbsentError, ZipnnAbsentError) as error:
+            absent[name] = str(error)
+            console.print(f"{name}: skipped, {error}", highlight=False)
+    show_exact(results, console)
+    if options.json:
+        document = exact_document(results, absent=absent)
+        options.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if options.markdown:
+        command = f"python tools/bench exact --zoo {options.zoo}" + (" --quick" if options.quick else "")
+        options.markdown.write_text(exact_markdown(results, absent=absent, command=command))
     return 0 if results else 1
 
 
@@ -137,23 +177,35 @@ def _parser() -> argparse.ArgumentParser:
     opening.add_argument("--json", type=Path, help="write all numbers to this file")
     opening.add_argument("--markdown", type=Path, help="write the table to this file")
     codec = commands.add_parser("codec", help="score kept against bytes, beside other methods; or speed")
-    codec.add_argument("--zoo", default=",".join(ZOO_NAMES), type=_zoo_names, help="zoos, by default all")
-    codec.add_argument("--json", type=Path, help="write all numbers to this file")
+    exact = commands.add_parser(
+        "exact", help="bytes of a family that comes back bit by bit, beside other coders"
+    )
+    for command, names in ((codec, ZOO_NAMES), (exact, EXACT_ZOOS)):
+        command.add_argument(
+            "--zoo", default=",".join(names), type=_zoo_names, help=f"zoos; by default {', '.join(names)}"
+        )
+        command.add_argument("--json", type=Path, help="write all numbers to this file")
+        command.add_argument("--markdown", type=Path, help="write the tables to this file")
+        command.add_argument(
+            "--quick", action="store_true", help="30 digits models instead of 80, fewer held out"
+        )
+        command.add_argument(
+            "--cache", type=Path, help="folder for trained zoos (default: in the user's cache)"
+        )
+        command.add_argument(
+            "--digits", type=Path, help="a folder of trained digits models, instead of training them"
+        )
+        command.add_argument(
+            "--zoos", type=Path, default=REPOSITORY.parent / "shared" / "zoos", help="other people's zoos"
+        )
+        command.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+        command.add_argument(
+            "--verbose", action="store_true", help="say on standard error what is being done"
+        )
     codec.add_argument(
         "--svg", type=Path, help="draw rate-distortion curves into this file (needs matplotlib)"
     )
-    codec.add_argument("--markdown", type=Path, help="write the tables to this file")
-    codec.add_argument("--quick", action="store_true", help="30 digits models instead of 80, fewer held out")
     codec.add_argument("--speed", action="store_true", help="measure throughput per core instead")
-    codec.add_argument("--cache", type=Path, help="folder for trained zoos (default: in the user's cache)")
-    codec.add_argument(
-        "--digits", type=Path, help="a folder of trained digits models, instead of training them"
-    )
-    codec.add_argument(
-        "--zoos", type=Path, default=REPOSITORY.parent / "shared" / "zoos", help="other people's zoos"
-    )
-    codec.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    codec.add_argument("--verbose", action="store_true", help="say on standard error what is being done")
     return parser
 
 

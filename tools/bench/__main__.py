@@ -1,7 +1,7 @@
-"""The bench: ``codec`` measures score against bytes, ``codec --speed`` throughput, ``exact`` the bit-identical tier,
-``registry`` opening a large one.
+"""The bench: ``codec``, ``exact`` and ``registry``, each beside its baselines.
 
-Owns the command line. Results of whole runs are kept in ``results/``.
+``codec`` measures score against bytes, ``codec --speed`` throughput, ``exact`` what comes back bit by bit,
+``registry`` opening a large one. Owns the command line. Results of whole runs are kept in ``results/``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,43 @@
+"""The independent reader as a reader under the conformance suite (tools/conformance/suite.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from independent_documents import Refusal
+from independent_reader import read_model
+
+
+def answer(request: dict[str, object]) -> dict[str, object]:
+    try:
+        tensors = read_model(
+            Path(str(request["registry"])),
+            str(request["family"]),
+            str(request["task"]),
+            revision=int(str(request["version"])),
+            tier=str(request["tier"]),
+        )
+    except Refusal as refusal:
+        return {"refused": refusal.rule}
+    return {
+        "tensors": [
+            {
+                "name": name,
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "sha256": hashlib.sha256(tensor.data).hexdigest(),
+            }
+            for name, tensor in tensors.items()
+        ]
+    }
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
+        sys.stdout.flush()

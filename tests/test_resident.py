@@ -13,8 +13,8 @@ from zoo_support import make_zoo, same_bits
 import uws_store
 from uws_store.api.family import Family, open_family
 from uws_store.errors import FormatError, IncompatibleError, InvalidInputError, MemoryLimitError
-from uws_store.loader import decoding
 from uws_store.loader import resident as resident_module
+from uws_store.loader import workers
 from uws_store.registry import Registry
 from uws_store.storage import LocalStorage
 
@@ -269,8 +269,7 @@ def test_decoding_side_by_side_gives_the_same_bits(nets: str, monkeypatch: pytes
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        monkeypatch.setattr(decoding, "_PARALLEL_COEFFICIENTS", 0)
-        monkeypatch.setattr(resident_module, "_PARALLEL_COEFFICIENTS", 0)
+        monkeypatch.setattr(workers, "_PARALLEL_COEFFICIENTS", 0)
         together = _loaded(nets, "task-02")
         family, module = open_family("mlp", registry=nets), Net()
         family.switch(module, "task-02")

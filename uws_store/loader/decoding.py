@@ -12,13 +12,11 @@ from collections.abc import Callable, Collection
 import torch
 
 from uws_store.basis import Decoder
-from uws_store.loader.workers import run_tasks
+from uws_store.loader.workers import place_for, run_tasks
 from uws_store.model import Model, Tier
 from uws_store.tensor_bytes import digest_of
 
 __all__ = ["Checks", "make_tensors"]
-
-_PARALLEL_COEFFICIENTS = 1 << 20
 
 Made = dict[str, torch.Tensor]
 
@@ -117,8 +115,7 @@ def make_tensors(
     tasks = [functools.partial(decode, index) for index in jobs]
     tasks += [functools.partial(read, name) for name in wanted if model.sources[name].kind != "coded"]
     coefficients = sum(decoder.jobs[index].coefficients for index in jobs)
-    parallel = decoder.device.type == "cpu" and coefficients >= _PARALLEL_COEFFICIENTS
     found: Made = {}
-    for made in run_tasks(tasks, parallel=parallel, stopped=stopped):
+    for made in run_tasks(tasks, where=place_for(decoder.device, coefficients), stopped=stopped):
         found |= made
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,12 +20,10 @@ from uws_store.errors import InvalidInputError
 from uws_store.loader.conversion import largest_weight, memory_errors, require_range
 from uws_store.loader.decoding import Checks
 from uws_store.loader.module import Fit, fill_module, fit_module
-from uws_store.loader.workers import run_tasks
+from uws_store.loader.workers import place_for, run_tasks
 from uws_store.model import Model, Tier
 
 __all__ = ["HotModel", "Resident"]
-
-_PARALLEL_COEFFICIENTS = 1 << 20
 
 Made = dict[str, torch.Tensor]
 
@@ -43,7 +41,7 @@ class HotModel:
     others : dict of str to torch.Tensor
         Private and shared tensors.
     largest : dict of str to float
-        Largest absolute weight of each tensor, known once the model was made.
+        Largest absolute weight of the tensors that some module keeps in another dtype.
     verified : bool
         Whether its tensors were compared with the record.
     """
@@ -90,9 +88,7 @@ class Resident:
         self._jobs = sorted(
             range(len(self.decoder.jobs)), key=lambda index: -self.decoder.jobs[index].coefficients
         )
-        self._parallel = device.type == "cpu" and (
-            sum(job.coefficients for job in self.decoder.jobs) >= _PARALLEL_COEFFICIENTS
-        )
+        self._where = place_for(device, sum(job.coefficients for job in self.decoder.jobs))
 
     @property
     def size_bytes(self) -> int:
@@ -129,8 +125,19 @@ class Resident:
                 held -= self._hot.popitem(last=False)[1].size_bytes
         return found
 
-    def make(self, hot: HotModel, *, tier: Tier, verify: bool) -> Made:
+    def make(self, hot: HotModel, *, tier: Tier, verify: bool, ranges: Collection[str] = frozenset()) -> Made:
         """Make all tensors of a model, in memory of their own, without the tied names.
+
+        Parameters
+        ----------
+        hot : HotModel
+            The model.
+        tier : {"compact", "exact", "mean"}
+            The fidelity.
+        verify : bool
+            Compare the digests, unless they were compared before.
+        ranges : collection of str
+            Tensors whose largest weight shall be known after.
 
         Raises
         ------
@@ -147,14 +154,14 @@ class Resident:
             for name, tensor in made.items():
                 if check:
                     checks.check(name, tensor)
-                if name not in hot.largest:
+                if name in ranges:
                     hot.largest[name] = largest_weight(tensor)
             return made
 
         with memory_errors(hot.model.where, self.device):
             tensors = finish({name: tensor.clone() for name, tensor in hot.others.items()})
             tasks = [lambda index=index: finish(self._job(hot, index, tier=tier)) for index in self._jobs]
-            for made in run_tasks(tasks, parallel=self._parallel):
+            for made in run_tasks(tasks, where=self._where):
                 tensors |= made
         if check:
             checks.finish()
@@ -190,19 +197,20 @@ class Resident:
                 fill_module(module, self.with_ties(hot, made), strict=strict, name=name)
                 return
             targets = self._targets(hot, fit)
-            if not hot.largest or (verify and not hot.verified):
-                made = self.make(hot, tier="compact", verify=verify)
+            converted = self._converted(hot, targets)
+            if not converted <= hot.largest.keys() or (verify and not hot.verified):
+                made = self.make(hot, tier="compact", verify=verify, ranges=converted)
                 self._require_ranges(hot, targets)
                 _copy(targets, made)
                 return
             self._require_ranges(hot, targets)
             tasks = [lambda index=index: self._switch_job(hot, index, targets) for index in self._jobs]
             with memory_errors(name, self.device):
-                if self._parallel:
-                    tasks[0]()
-                    run_tasks(tasks[1:], parallel=True)
-                else:
-                    run_tasks(tasks, parallel=False)
+                if self._where == "workers":
+                    # The largest alone first: from here on memory is no longer short.
+                    run_tasks(tasks[:1], where="worker")
+                    tasks = tasks[1:]
+                run_tasks(tasks, where=self._where)
                 _copy(targets, hot.others)
 
     def with_ties(self, hot: HotModel, tensors: Mapping[str, torch.Tensor]) -> Made:
@@ -226,7 +234,7 @@ class Resident:
                 return integers.to(self.device)
 
             tasks = [lambda index=index: gather(index) for index in range(len(self.decoder.jobs))]
-            cores = run_tasks(tasks, parallel=self._parallel)
+            cores = run_tasks(tasks, where=self._where)
             others = {
                 name: model.stored_tensor(name).to(self.device)
                 for name, source in model.sources.items()
@@ -243,6 +251,15 @@ class Resident:
             if not any(own is other for other in held):
                 held.append(own)
         return targets
+
+    def _converted(self, hot: HotModel, targets: Mapping[str, list[torch.Tensor]]) -> set[str]:
+        """Tensors that a module keeps in another dtype than the model."""
+        sources = hot.model.sources
+        return {
+            name
+            for name, owns in targets.items()
+            if any(own.dtype != sources[name].dtype.torch for own in owns)
+        }
 
     def _require_ranges(self, hot: HotModel, targets: Mapping[str, list[torch.Tensor]]) -> None:
         for name, owns in targets.items():

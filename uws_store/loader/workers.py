@@ -10,13 +10,17 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
-__all__ = ["run_tasks"]
+__all__ = ["Where", "place_for", "run_tasks"]
 
 T = TypeVar("T")
+
+Where = Literal["here", "worker", "workers"]
+
+_PARALLEL_COEFFICIENTS = 1 << 20
 
 
 class _Pool:
@@ -56,7 +60,7 @@ _POOL = _Pool()
 
 
 def run_tasks(
-    tasks: Sequence[Callable[[], T]], *, parallel: bool, stopped: threading.Event | None = None
+    tasks: Sequence[Callable[[], T]], *, where: Where, stopped: threading.Event | None = None
 ) -> list[T]:
     """Run tasks and return their results in order.
 
@@ -64,8 +68,9 @@ def run_tasks(
     ----------
     tasks : sequence of callable
         What to run.
-    parallel : bool
-        Whether to use the pool; one after the other otherwise.
+    where : {"here", "worker", "workers"}
+        In this thread; all in one worker, for tasks so small that splitting one over threads costs more than it
+        saves, above all where others use the cores too; or side by side.
     stopped : threading.Event, optional
         When it is set, no further task begins and the results so far are returned.
 
@@ -76,22 +81,34 @@ def run_tasks(
     """
     threads = torch.get_num_threads()
 
-    def unless_stopped(task: Callable[[], T]) -> T | None:
-        return None if stopped is not None and stopped.is_set() else task()
+    def in_turn(some: Sequence[Callable[[], T]]) -> list[T]:
+        results: list[T] = []
+        for task in some:
+            if stopped is not None and stopped.is_set():
+                break
+            results.append(task())
+        return results
 
-    if not parallel or threads == 1 or len(tasks) < 2:
-        results = [unless_stopped(task) for task in tasks]
-    else:
-        futures = [_POOL.get(threads).submit(unless_stopped, task) for task in tasks]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            for future in futures:
-                future.cancel()
-        wait(futures)
+    if where == "here" or threads == 1 or not tasks:
+        return in_turn(tasks)
+    pool = _POOL.get(threads)
+    parts = [tasks] if where == "worker" else [[task] for task in tasks]
+    futures = [pool.submit(in_turn, part) for part in parts]
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
         for future in futures:
-            error = None if future.cancelled() else future.exception()
-            if error is not None:
-                raise error
-        results = [future.result() for future in futures]
-    return [result for result in results if result is not None]
+            future.cancel()
+    wait(futures)
+    for future in futures:
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            raise error
+    return [result for future in futures for result in future.result()]
+
+
+def place_for(device: torch.device, coefficients: int) -> Where:
+    """Where to run tasks on a device that decode so many coefficients together."""
+    if device.type != "cpu":
+        return "here"
+    return "workers" if coefficients >= _PARALLEL_COEFFICIENTS else "worker"

@@ -26,6 +26,8 @@ KEPT_INDEX = 1 << 22
 
 # Above this many entries per coefficient a table is no smaller than the index it stands for.
 _TABLE_SHARE = 2
+# Entries of an index that are made at a time: what a core's own cache holds.
+_INDEX_SLICE = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +74,16 @@ class TensorPositions:
     Attributes
     ----------
     starts_pk : numpy.ndarray
-        int32, (p x classes): where the run of row ``i`` and a class of columns begins.
+        Machine words, (p x classes): where the run of row ``i`` and a class of columns begins.
     class_q : numpy.ndarray
         int64, (q,): each column's class, as an index into the second axis of ``starts_pk``.
     rank_q : numpy.ndarray
-        int32, (q,): a column's place among the columns of its class.
+        Machine words, (q,): a column's place among the columns of its class.
     """
 
-    starts_pk: npt.NDArray[np.int32]
-    class_q: npt.NDArray[np.int64]
-    rank_q: npt.NDArray[np.int32]
+    starts_pk: npt.NDArray[np.intp]
+    class_q: npt.NDArray[np.intp]
+    rank_q: npt.NDArray[np.intp]
 
     @property
     def pooled(self) -> None:
@@ -90,9 +92,14 @@ class TensorPositions:
 
     def unsort(self, stored: Integers, out: Integers) -> None:
         """Put the tensor's stored sequence into row-major order; as :meth:`PoolPositions.unsort`."""
-        index = np.take(self.starts_pk, self.class_q, axis=1)
-        index += self.rank_q
-        np.take(stored, index.reshape(-1), out=out, mode="clip")
+        p, q = len(self.starts_pk), len(self.class_q)
+        rows = max(1, _INDEX_SLICE // q)
+        index = np.empty((min(rows, p), q), np.intp)
+        for start in range(0, p, rows):
+            part = index[: min(rows, p - start)]
+            np.take(self.starts_pk[start : start + rows], self.class_q, axis=1, out=part, mode="clip")
+            part += self.rank_q
+            np.take(stored, part.reshape(-1), out=out[start * q : start * q + part.size], mode="clip")
 
 
 Positions = PoolPositions | TensorPositions
@@ -129,7 +136,7 @@ def _table(rows_p: npt.NDArray[np.int16], columns_q: npt.NDArray[np.int16]) -> T
     held_pc = np.cumsum(held_pc, axis=0) - held_pc
     starts_pk = first_c[falling_pk] + np.take_along_axis(held_pc, falling_pk, axis=1)
     order = np.argsort(class_q, kind="stable")
-    rank_q = np.empty(len(columns_q), np.int32)
+    rank_q = np.empty(len(columns_q), np.intp)
     ends = np.cumsum(counts_k)
     rank_q[order] = np.arange(len(columns_q)) - np.repeat(ends - counts_k, counts_k)
-    return TensorPositions(starts_pk.astype(np.int32), class_q.astype(np.int64), rank_q)
+    return TensorPositions(starts_pk.astype(np.intp), class_q.astype(np.intp), rank_q)

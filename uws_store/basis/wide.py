@@ -10,6 +10,7 @@ once, since some saturate on the way. Knows nothing about storage or models.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 
 from uws_store.basis.stack import rounded
 from uws_store.basis.tensor import StoredTensor
-from uws_store.canonical import FRACTION_BITS, Step, power_of_two
+from uws_store.canonical import EXACT_LIMIT, FRACTION_BITS, Step, power_of_two
 from uws_store.dtypes import DType
 from uws_store.subspace import QuantisedSide, block_extents
 
@@ -27,7 +28,7 @@ __all__ = ["WideTensor", "byte_products_are_exact"]
 _DIGIT = 256.0
 _SPARED = 0.9
 _LIMIT = float(1 << 30)
-_PANEL = 1 << 20
+_PANEL = 1 << 19
 # Sums of products of digits stay in 32 bits up to this many terms: 2^14 * 2^16 < 2^31.
 _MAX_TERMS = 1 << 16
 _LEAST_EXTENT = 32
@@ -90,6 +91,7 @@ class WideTensor:
         self.record = tensor.record
         self.matrix = tensor.record.matrix
         self._mean = tensor.mean
+        self._mean_peak = _peak(tensor.mean)
         self._left = _Side.of(tensor.left, turned=True) if tensor.left is not None else None
         self._right = _Side.of(tensor.right, turned=False) if tensor.right is not None else None
 
@@ -142,12 +144,9 @@ class WideTensor:
         for columns in self._panels():
             values = self._mean[:, columns].to(torch.float64).mul_(math.ldexp(1.0, -self.record.mean_grid))
             if lifted_pq is not None:
-                first_pw, first_exponent = self._first(lifted_pq, columns)
-                found = self._second(first_pw)
-                if found is None:
+                first_pw, exponent = self._first(lifted_pq, columns)
+                if not self._add_second(values, first_pw, unit=math.ldexp(unit, -exponent)):
                     return None
-                second_mw, second_exponent = found
-                values.add_(second_mw, alpha=math.ldexp(unit, -first_exponent - second_exponent))
             out[:, columns] = rounded(values, dtype, decode="canonical")
         return out.reshape(self.record.shape)
 
@@ -174,40 +173,74 @@ class WideTensor:
         if self._right is None:
             return lifted_pq[:, columns].to(torch.float64, copy=True), 0
         right = self._right
-        out_pw = torch.zeros(len(lifted_pq), columns.stop - columns.start, dtype=torch.float64)
+        peak = _peak(lifted_pq)
         if len(right.blocks) == 1:
-            _add_right(out_pw, lifted_pq, right.blocks[0][columns])
+            out_pw = _right_product(lifted_pq, right.blocks[0][columns], peak=peak)
         else:
+            out_pw = torch.empty(len(lifted_pq), columns.stop - columns.start, dtype=torch.float64)
             rank = right.blocks[0].shape[1]
             for index in range(columns.start // right.block, -(-columns.stop // right.block)):
                 block = right.blocks[index]
                 at = index * right.block - columns.start
                 values = lifted_pq[:, index * rank : index * rank + block.shape[1]]
-                _add_right(out_pw[:, at : at + block.shape[0]], values, block)
+                out_pw[:, at : at + block.shape[0]] = _right_product(values, block, peak=peak)
         return out_pw.mul_(math.ldexp(1.0, FRACTION_BITS - right.grid)).round_(), FRACTION_BITS
 
-    def _second(self, first_pw: torch.Tensor) -> tuple[torch.Tensor, int] | None:
-        """The second product, whole numbers in float64, and the exponent of its own unit; None beyond 32 bits."""
+    def _add_second(self, values_mw: torch.Tensor, first_pw: torch.Tensor, *, unit: float) -> bool:
+        """Add the second product times the unit of the first; False when that would need more than 32 bits."""
         if self._left is None:
-            return first_pw, 0
+            values_mw.add_(first_pw, alpha=unit)
+            return True
         left = self._left
         lifted_pw = first_pw.mul_(left.lift[:, None])
-        low, high = torch.aminmax(lifted_pw)
-        if max(-float(low), float(high)) >= _LIMIT:
-            return None
+        peak = _peak(lifted_pw)
+        if peak >= _LIMIT:
+            return False
+        own = math.ldexp(unit, -left.grid)
+        # Products of digits may be summed up with the mean as long as that cannot round; else on their own, first.
+        target_mw = values_mw if self._sums_are_exact(own, peak) else torch.zeros_like(values_mw)
+        scale = own if target_mw is values_mw else 1.0
         whole_pw = lifted_pw.to(torch.int32)
-        out_mw = torch.zeros(left.size, first_pw.shape[1], dtype=torch.float64)
         rank = left.blocks[0].shape[0]
         for index, block in enumerate(left.blocks):
             values = whole_pw[index * rank : index * rank + block.shape[0]]
-            _add_left(out_mw[index * left.block :][: block.shape[1]], block, values)
-        return out_mw, left.grid
+            _add_left(target_mw[index * left.block :][: block.shape[1]], block, values, peak=peak, unit=scale)
+        if target_mw is not values_mw:
+            values_mw.add_(target_mw, alpha=own)
+        return True
+
+    def _sums_are_exact(self, unit: float, peak: float) -> bool:
+        """Whether the mean and products of digits up to a peak, in any order, stay below 2**53 of the finer unit."""
+        assert self._left is not None
+        assert self.record.mean_grid is not None
+        grid = math.ldexp(1.0, -self.record.mean_grid)
+        # A digit is at most 128 off what it stands for, on every place.
+        largest = len(self._left.exponents) * 127.0 * (2 * peak + 512)
+        _, exponent = math.frexp(unit)
+        finest = min(math.ldexp(1.0, exponent - 8), grid)  # the step's mantissa has 8 bits
+        return (self._mean_peak * grid + largest * unit) / finest < EXACT_LIMIT
 
 
-def _digits(values_rk: torch.Tensor) -> Iterator[tuple[float, torch.Tensor | None, torch.Tensor]]:
-    """Split 32-bit integers into signed digits of 8 bits, lowest first, without the rows that have none left.
+def _peak(values: torch.Tensor) -> float:
+    if values.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(values)
+    return max(-float(low), float(high))
 
-    Most rows of a core are small: the lowest digit is all they have.
+
+def _digits(
+    values_rk: torch.Tensor, peak: float, *, spared_from: int
+) -> Iterator[tuple[float, torch.Tensor | None, torch.Tensor]]:
+    """Split 32-bit integers into signed digits of 8 bits, lowest first.
+
+    Parameters
+    ----------
+    values_rk : torch.Tensor
+        int32, at most ``peak`` in size.
+    peak : float
+        Below 2**30.
+    spared_from : int
+        From this digit on, rows that have none are left out: few rows of a core are large.
 
     Yields
     ------
@@ -218,40 +251,49 @@ def _digits(values_rk: torch.Tensor) -> Iterator[tuple[float, torch.Tensor | Non
     digit : torch.Tensor
         int8, (rows x k).
     """
-    peaks_r = values_rk.abs().amax(1)
     rows: torch.Tensor | None = None
     weight = 1.0
-    while True:
-        held = peaks_r > 0
-        count = int(held.sum())
-        if count == 0:
+    for place in itertools.count():
+        if place >= spared_from:
+            held = (values_rk != 0).any(1)
+            count = int(held.sum())
+            if count == 0:
+                return
+            if count < _SPARED * len(held):
+                index = held.nonzero().squeeze(1)
+                values_rk = values_rk[index]
+                rows = index if rows is None else rows[index]
+        yield weight, rows, values_rk.to(torch.int8)  # the lowest byte, as a signed number
+        # What is left above that digit: (v - digit) / 256 is (v + 128) // 256.
+        peak = (peak + 128) // _DIGIT
+        if peak < 1:
             return
-        if count < _SPARED * len(peaks_r):
-            index = held.nonzero().squeeze(1)
-            values_rk, peaks_r = values_rk[index], peaks_r[index]
-            rows = index if rows is None else rows[index]
-        digit = values_rk.to(torch.int8)  # the lowest byte, as a signed number
-        yield weight, rows, digit
-        values_rk = (values_rk - digit) >> 8
-        peaks_r = (peaks_r + 128) >> 8
+        values_rk = (values_rk + 128).bitwise_right_shift_(8)
         weight *= _DIGIT
 
 
-def _add_right(out_rc: torch.Tensor, values_rk: torch.Tensor, bytes_ck: torch.Tensor) -> None:
-    """Add ``values @ bytes.T``: int32 below 2**30 times int8, into float64."""
-    for weight, rows, digit in _digits(values_rk):
+def _right_product(values_rk: torch.Tensor, bytes_ck: torch.Tensor, *, peak: float) -> torch.Tensor:
+    """``values @ bytes.T`` in float64: int32 below 2**30 times int8."""
+    out_rc: torch.Tensor | None = None
+    for weight, rows, digit in _digits(values_rk, peak, spared_from=1):
         product = _byte_product(digit, bytes_ck.T)
-        if rows is None:
+        if out_rc is None:
+            out_rc = product.to(torch.float64)
+        elif rows is None:
             out_rc.add_(product, alpha=weight)
         else:
             out_rc.index_add_(0, rows, product.to(torch.float64), alpha=weight)
+    assert out_rc is not None
+    return out_rc
 
 
-def _add_left(out_rc: torch.Tensor, bytes_kr: torch.Tensor, values_kc: torch.Tensor) -> None:
-    """Add ``bytes.T @ values``: int8 times int32 below 2**30, into float64."""
-    for weight, rows, digit in _digits(values_kc):
+def _add_left(
+    out_rc: torch.Tensor, bytes_kr: torch.Tensor, values_kc: torch.Tensor, *, peak: float, unit: float
+) -> None:
+    """Add ``unit * bytes.T @ values``: int8 times int32 below 2**30, into float64."""
+    for weight, rows, digit in _digits(values_kc, peak, spared_from=2):
         product = _byte_product((bytes_kr if rows is None else bytes_kr[rows]).T, digit)
-        out_rc.add_(product, alpha=weight)
+        out_rc.add_(product, alpha=weight * unit)
 
 
 def _byte_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

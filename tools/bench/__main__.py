@@ -1,7 +1,7 @@
-"""The bench: ``codec``, ``exact`` and ``registry``, each beside its baselines.
+"""The bench: ``codec``, ``exact``, ``load`` and ``registry``, each beside its baselines.
 
 ``codec`` measures score against bytes, ``codec --speed`` throughput, ``exact`` what comes back bit by bit,
-``registry`` opening a large one. Owns the command line. Results of whole runs are kept in ``results/``.
+``load`` what loading takes, ``registry`` opening a large one. Owns the command line. Results of whole runs are kept in ``results/``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from exact import DTYPES, ExactResult, ZipnnAbsentError, measure_exact
 from exact import as_document as exact_document
 from exact import markdown as exact_markdown
 from exact import show as show_exact
+from load_command import add_load_parser, run_load
 from rich.console import Console
 from speed import measure_speed, show_speed, speed_document, speed_markdown
 from zoos import ZOO_NAMES, AbsentError, Places, open_zoo
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "registry":
         return _registry(options, console)
     torch.set_num_threads(options.threads)
+    if options.command == "load":
+        return run_load(options, console)
     if options.command == "exact":
         return _exact(options, console)
     if options.speed:
@@ -206,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         "--svg", type=Path, help="draw rate-distortion curves into this file (needs matplotlib)"
     )
     codec.add_argument("--speed", action="store_true", help="measure throughput per core instead")
+    add_load_parser(commands)
     return parser
 
 

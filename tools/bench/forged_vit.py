@@ -211,7 +211,8 @@ def _basis(
             fall = np.linspace(_WIDEST_CLASS, -_WIDEST_CLASS, extent) if extent > 1 else np.zeros(1)
             parts["profile"].append(fall.round().astype(np.int16))
     arrays = {
-        name: encode_array(np.concatenate(values), chunk=1 << 17, page=1 << 14) for name, values in parts.items()
+        name: encode_array(np.concatenate(values), chunk=1 << 17, page=1 << 14)
+        for name, values in parts.items()
     }
     chunk = layout.CORE_CHUNK
     document = BasisDocument(
@@ -229,9 +230,7 @@ def _basis(
 
 
 def _objects(arrays: dict[str, EncodedArray], group: bytes) -> dict[str, bytes]:
-    found = {
-        f"{name}/{path}": data for name, array in arrays.items() for path, data in array.objects.items()
-    }
+    found = {f"{name}/{path}": data for name, array in arrays.items() for path, data in array.objects.items()}
     return found | {layout.GROUP_PATH: group}
 
 

@@ -10,13 +10,18 @@ from the demo's network.
 from __future__ import annotations
 
 import itertools
+import json
+import multiprocessing
+import shutil
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numcodecs
 import torch
@@ -36,13 +41,15 @@ from uws_store.storage import LocalStorage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 
-from vit import DigitsViT  # noqa: E402 - found only now
+from vit import DigitsViT
 
 __all__ = ["LINKS", "LinkStorage", "LoadRow", "measure_loading"]
 
 LINKS: Mapping[str, float] = {"100 Mbit/s": 100e6, "1 Gbit/s": 1e9, "10 Gbit/s": 10e9}
 LATENCY_S = 0.02
 _ZSTD_LEVEL = 3
+_OURS = "uws-store, basis warm, digests checked"
+_GOAL_PARAMETERS = 80_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,14 @@ class LinkStorage(LocalStorage):
         return super().size(path)
 
 
+class _Goal(TypedDict):
+    goal: str
+    met: bool | None
+
+
+_NO_GOAL: _Goal = {"goal": "", "met": None}
+
+
 def _medians(tasks: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, float]:
     """Seconds of each task: the median of repeats that take turns, after one round to warm up."""
     taken: dict[str, list[float]] = {name: [] for name in tasks}
@@ -158,14 +173,16 @@ def measure_loading(
     Parameters
     ----------
     folder : Path
-        An empty folder for families and rivals' files; several GiB.
+        A folder for families and rivals' files, several GiB. A large family that is there is taken again.
     quick : bool
         A network of a hundredth of the size, and fewer repeats: shows that the bench runs, not how fast.
     say : callable
         Told what is being done.
     """
     say("writing a family of ViT-B's size")
-    forged = forge_vit(folder / "vit", width=96 if quick else 768, depth=1 if quick else 12)
+    forged = _forged(
+        folder / ("small" if quick else "vit"), width=192 if quick else 768, depth=1 if quick else 12
+    )
     rivals = Rivals.write(forged.plain, folder / "rivals")
     repeats = 2 if quick else 5
     say("local disk")
@@ -176,6 +193,22 @@ def measure_loading(
     rows += _memory(forged)
     say("switching the digits networks")
     return rows + _switching(folder / "digits", repeats=20 if quick else 200)
+
+
+def _forged(folder: Path, *, width: int, depth: int) -> ForgedVit:
+    """Write the large family, or take the one that an earlier run left."""
+    record = folder / "forged.json"
+    if record.exists():
+        held = json.loads(record.read_text())
+        held |= {
+            "registry": Path(held["registry"]),
+            "plain": Path(held["plain"]),
+            "tasks": tuple(held["tasks"]),
+        }
+        return ForgedVit(**held)
+    forged = forge_vit(folder, width=width, depth=depth)
+    record.write_text(json.dumps(asdict(forged), default=str))
+    return forged
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +229,7 @@ class Rivals:
     @classmethod
     def write(cls, plain: Path, folder: Path) -> Rivals:
         """Write them beside a safetensors file."""
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         weights = load_file(plain)
         torch.save(weights, folder / "plain.pt")
@@ -250,9 +284,7 @@ def _from_disk(forged: ForgedVit, rivals: Rivals, *, repeats: int) -> list[LoadR
         **{name: how for name, (how, _, _) in others.items()},
     }
     taken = _medians(tasks, repeats=repeats)
-    taken |= _medians(
-        {"uws-store, basis cold, digests checked": lambda: _load_cold(cold_storage)}, repeats=1
-    )
+    taken |= _medians({"uws-store, basis cold, digests checked": lambda: _load_cold(cold_storage)}, repeats=1)
     counted = LinkStorage(forged.registry, bits_per_s=None)
     family = Family(Registry.over(counted), FAMILY)
     family.basis().prefetch()
@@ -261,9 +293,7 @@ def _from_disk(forged: ForgedVit, rivals: Rivals, *, repeats: int) -> list[LoadR
     cold_storage.requests = cold_storage.size_bytes = 0
     _load_cold(cold_storage)
     sizes = {name: (size, requests) for name, (_, size, requests) in others.items()}
-    sizes |= dict.fromkeys(
-        (name for name in taken if "warm" in name), (counted.size_bytes, counted.requests)
-    )
+    sizes |= dict.fromkeys((name for name in taken if "warm" in name), (counted.size_bytes, counted.requests))
     sizes["uws-store, basis cold, digests checked"] = (cold_storage.size_bytes, cold_storage.requests)
     group = f"{forged.parameters / 1e6:.0f} million parameters from the page cache"
     return [
@@ -273,8 +303,7 @@ def _from_disk(forged: ForgedVit, rivals: Rivals, *, repeats: int) -> list[LoadR
             seconds=seconds,
             size_bytes=sizes[name][0],
             requests=sizes[name][1],
-            goal="about 1 s" if name == "uws-store, basis warm, digests checked" else "",
-            met=seconds <= 1.0 if name == "uws-store, basis warm, digests checked" else None,
+            **(_goal(forged, "1 s", met=seconds <= 1.0) if name == _OURS else _NO_GOAL),
         )
         for name, seconds in taken.items()
     ]
@@ -335,8 +364,7 @@ def _over_links(forged: ForgedVit, rivals: Rivals, *, links: Mapping[str, float]
                 requests=slow.requests,
                 value=ratio,
                 unit="x sooner than safetensors",
-                goal=f"{goal:g}" if goal else "",
-                met=ratio >= goal if goal else None,
+                **(_goal(forged, f"{goal:g}", met=ratio >= goal) if goal else _NO_GOAL),
             )
         )
         rows += [
@@ -349,33 +377,46 @@ def _over_links(forged: ForgedVit, rivals: Rivals, *, links: Mapping[str, float]
 
 
 def _memory(forged: ForgedVit) -> list[LoadRow]:
-    """Peak resident memory of one load, the basis being there, in a process whose high-water mark can be reset."""
+    """Peak resident memory of one load, the basis being there, in a process of its own."""
     if not Path("/proc/self/clear_refs").exists():
         return []
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        basis, model, peak = pool.submit(measure_memory, forged.registry, torch.get_num_threads()).result()
+    group = "memory"
+    ratio = (peak + basis) / (model + basis)
+    return [
+        LoadRow(group, "model", size_bytes=model),
+        LoadRow(group, "basis, made ready for the CPU", size_bytes=basis),
+        LoadRow(
+            group,
+            "peak while a model is made, the basis not counted",
+            size_bytes=peak,
+            value=ratio,
+            unit="x the model and the basis",
+            **_goal(forged, "1.2", met=ratio <= 1.2),
+        ),
+    ]
+
+
+def measure_memory(registry: Path, threads: int) -> tuple[int, int, int]:
+    """Bytes of the basis in memory, of a model, and of the peak above the basis while the model is made."""
+    torch.set_num_threads(threads)
+    family = Family(Registry.open(str(registry)), FAMILY)
+    # torch and its threads have started, and the package's own code is loaded, before anything is counted.
+    torch.ones(512, 512) @ torch.ones(512, 512)
     before = _resident_bytes("VmRSS")
-    family = Family(Registry.over(LinkStorage(forged.registry, bits_per_s=None)), FAMILY)
     family.load("task-0").materialize()
-    # What is left after a model was made and dropped: the basis, made ready.
     basis = _resident_bytes("VmRSS") - before
     Path("/proc/self/clear_refs").write_text("5")
     at_rest = _resident_bytes("VmRSS")
     weights = family.load("task-1").materialize()
     peak = _resident_bytes("VmHWM") - at_rest
-    model = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    group = "memory"
-    return [
-        LoadRow(group, "model", size_bytes=model),
-        LoadRow(group, "basis in memory, made ready for the CPU", size_bytes=basis),
-        LoadRow(
-            group,
-            "peak while a model is made, over what was there",
-            size_bytes=peak,
-            value=(peak + basis) / (model + basis),
-            unit="x the model and the basis",
-            goal="1.2",
-            met=(peak + basis) / (model + basis) <= 1.2,
-        ),
-    ]
+    return basis, sum(tensor.numel() * tensor.element_size() for tensor in weights.values()), peak
+
+
+def _goal(forged: ForgedVit, goal: str, *, met: bool) -> _Goal:
+    """A goal, where the network has the size that it was set for."""
+    return {"goal": goal, "met": met} if forged.parameters > _GOAL_PARAMETERS else {"goal": "", "met": None}
 
 
 def _resident_bytes(what: str) -> int:
@@ -387,6 +428,7 @@ def _resident_bytes(what: str) -> int:
 
 def _switching(folder: Path, *, repeats: int) -> list[LoadRow]:
     """Switch the demo's network between tasks, beside load_file and load_state_dict of the same weights."""
+    shutil.rmtree(folder, ignore_errors=True)
     zoo = folder / "zoo"
     zoo.mkdir(parents=True)
     random = torch.Generator().manual_seed(0)

@@ -16,6 +16,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 for folder in (REPOSITORY / "tools", REPOSITORY / "tools" / "demo"):
     sys.path.insert(0, str(folder))
 
+# Read by huggingface_hub when it is imported: the tests' stand-in for the Hub takes large files by LFS alone.
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+
 # A slow, shared machine is no failure; on CI the same examples are drawn each time.
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)

@@ -20,6 +20,8 @@ _STATUS_KINDS = {
     401: "storage/permission",
     403: "storage/permission",
     408: "storage/unreachable",
+    409: "storage/contention",
+    412: "storage/contention",
     429: "storage/throttled",
     502: "storage/unreachable",
     503: "storage/throttled",
@@ -62,13 +64,16 @@ _CLASS_KINDS = {
     "NoCredentialsError": "storage/permission",
     "PartialCredentialsError": "storage/permission",
     "ProfileNotFound": "storage/permission",
+    "RepositoryNotFoundError": "storage/no-bucket",
+    "RevisionNotFoundError": "storage/no-bucket",
     "ServiceRequestError": "storage/unreachable",
     "ServiceResponseError": "storage/unreachable",
     "TransportError": "storage/unreachable",
 }
 _ADVICE = {
     "storage/permission": "check the credentials (the environment's, or those given as storage options) and what they may do",
-    "storage/no-bucket": "make the bucket first, or correct its name",
+    "storage/no-bucket": "make the bucket or repository first, or correct its name; a private one needs credentials",
+    "storage/contention": "other writers were first every time; try again when fewer are at work",
     "storage/unreachable": "check the address and the connection, and try again",
     "storage/throttled": "the storage asks for fewer requests; try again later",
     "storage/no-space": "free space or raise the quota, and try again",
@@ -114,6 +119,8 @@ def fault_of(error: BaseException) -> Fault:
         if isinstance(link, ConnectionError | TimeoutError):
             by_class = by_class or "storage/unreachable"
     kind = _CODE_KINDS.get(code) or _STATUS_KINDS.get(status) or by_class or "storage/io"
+    # A Hub answers 401 and 404 for a repository that is not there, and for a file 404 too.
+    kind = by_class if by_class == "storage/no-bucket" else kind
     reason = " ".join(str(error).split()) or type(error).__name__
     if code and code not in reason:
         reason = f"{code}: {reason}"

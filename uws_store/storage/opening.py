@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from uws_store.errors import InvalidInputError, NotFoundError
+from uws_store.storage.hugging import HubBackend, HubStorage
 from uws_store.storage.local import LocalStorage
 from uws_store.storage.memory import MemoryStorage
 from uws_store.storage.protocol import check_path
@@ -42,8 +43,14 @@ _BACKENDS = {
     "http": ("web", "WebBackend", "http"),
     "https": ("web", "WebBackend", "http"),
 }
+_HUB = "hf"
 _WEB = frozenset({"http", "https"})
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_REPOSITORY = re.compile(
+    rf"(models/|(?P<kind>datasets)/)?(?P<id>(?!(models|datasets|spaces|buckets)/){_NAME}/{_NAME})"
+    r"(@(?P<revision>[A-Za-z0-9][A-Za-z0-9._-]*))?(/(?P<prefix>[^?#]*?))?/?"
+)
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
@@ -56,10 +63,12 @@ def open_storage(
     ----------
     url : str
         A folder's path (``~`` is the home folder), a ``file://`` URL (percent-encoded), ``memory://name``
-        (shared within the process), ``s3://``, ``gs://`` or ``az://`` with ``bucket/prefix``, or the
-        ``http(s)://`` URL of a folder that a web server serves, which can only be read.
+        (shared within the process), ``s3://``, ``gs://`` or ``az://`` with ``bucket/prefix``, ``hf://org/name`` or ``hf://datasets/org/name`` with
+        a branch after ``@`` and a prefix, or the ``http(s)://`` URL of a folder that a web server serves, which can
+        only be read.
     create : bool, optional
-        Make the storage when it does not exist. Buckets are not made.
+        Make the storage when it does not exist. Buckets are not made; a repository of the Hub is, private unless the
+        option ``private`` is False.
     storage_options : Mapping of str to object, optional
         What the backend's fsspec file system takes: ``endpoint_url``, ``key``, ``secret``, ``anon``... They are
         carried by the storage's ``url`` and shown nowhere.
@@ -79,6 +88,9 @@ def open_storage(
     full = StorageUrl(url, storage_options)
     matched = _SCHEME.match(url)
     scheme = (matched[1] or matched[2]).lower() if matched else ""
+    if scheme == _HUB:
+        assert matched is not None
+        return _open_hub(url[matched.end() :], full.options, create=create)
     if scheme in _BACKENDS:
         assert matched is not None
         return _open_remote(scheme, url[matched.end() :], full.options)
@@ -96,7 +108,7 @@ def open_storage(
     # Only the scheme is shown: the rest of a URL may hold credentials.
     raise InvalidInputError(
         f"storage at {scheme}:// is not supported; give the path of a folder, or a URL of one of file, memory, "
-        f"{', '.join(_BACKENDS)}",
+        f"{', '.join(_BACKENDS)}, {_HUB}",
         kind="invalid-input/storage-scheme",
     )
 
@@ -122,6 +134,45 @@ def _open_remote(scheme: str, rest: str, options: Mapping[str, object]) -> Remot
     backend = _backend(scheme, options)
     url = StorageUrl(f"{scheme}://{address}", options)
     return RemoteStorage(backend, str(url) if scheme in _WEB else address, url=url)
+
+
+def _open_hub(rest: str, options: Mapping[str, object], *, create: bool) -> HubStorage:
+    matched = _REPOSITORY.fullmatch(rest)
+    if matched is None:
+        raise InvalidInputError(
+            "this hf URL cannot be used; write hf://org/name, hf://datasets/org/name, and @branch and /prefix after the "
+            "name; buckets and spaces are not supported",
+            kind="invalid-input/storage-url",
+        )
+    kind, repo_id, revision, prefix = (
+        matched["kind"],
+        matched["id"],
+        matched["revision"],
+        matched["prefix"] or "",
+    )
+    if prefix:
+        check_path(prefix)
+    known = {"endpoint", "private", "revision", "token"}
+    if not known.issuperset(options):
+        raise InvalidInputError(
+            f"hf:// takes the storage options {', '.join(sorted(known))}, not {', '.join(sorted(set(options) - known))}",
+            kind="invalid-input/storage-option",
+        )
+    from uws_store.hub import HubRepo  # noqa: PLC0415 - the client takes a third of a second to import
+
+    endpoint, token = options.get("endpoint"), options.get("token")
+    repo = HubRepo(
+        repo_id,
+        repo_type="dataset" if kind else "model",
+        revision=revision or str(options.get("revision", "main")),
+        endpoint=None if endpoint is None else str(endpoint),
+        token=token if token is None or isinstance(token, bool) else str(token),
+    )
+    root = f"repository/{prefix}".rstrip("/")
+    storage = HubStorage(HubBackend(repo), root, url=StorageUrl(f"{_HUB}://{rest.rstrip('/')}", options))
+    if create:
+        storage.make(private=options.get("private") is not False)
+    return storage
 
 
 def _backend(scheme: str, options: Mapping[str, object]) -> Backend:

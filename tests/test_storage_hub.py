@@ -1,0 +1,224 @@
+"""The contract of a storage on a Hub, talked to by the real client: one commit for all of a publication."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_support import make_small_zoo, run, run_well
+from hub_support import LFS_BYTES, TOKEN, Hub, hub_server
+from storage_support import found_family, next_models
+from test_storage import StorageTests
+
+from uws_store import add, build, load_model
+from uws_store.api import open_registry
+from uws_store.errors import InvalidInputError, StorageError
+from uws_store.registry import Registry
+from uws_store.storage import Storage, open_storage
+
+# Of huggingface_hub's own making, where it uploads large files.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Hub, str]]:
+    with hub_server() as found:
+        yield found
+
+
+@pytest.fixture
+def hub(served: tuple[Hub, str]) -> Hub:
+    return served[0]
+
+
+@pytest.fixture
+def options(served: tuple[Hub, str]) -> dict[str, object]:
+    return {"endpoint": served[1], "token": TOKEN}
+
+
+@pytest.fixture
+def repo() -> str:
+    return f"team/{uuid.uuid4().hex[:12]}"
+
+
+class TestHubStorage(StorageTests):
+    @pytest.fixture
+    def storage(self, tmp_path: Path, repo: str, options: dict[str, object]) -> Storage:
+        return open_storage(f"hf://{repo}/below", create=True, storage_options=options)
+
+
+class TestDatasetStorage:
+    def test_a_dataset_repository_is_a_storage_too(
+        self, repo: str, hub: Hub, options: dict[str, object]
+    ) -> None:
+        storage = open_storage(f"hf://datasets/{repo}", create=True, storage_options=options)
+        assert storage.put_if_absent("a/b", b"x" * (2 * LFS_BYTES))
+        assert storage.read("a/b", start=-3) == b"xxx"
+        assert list(storage.list("")) == ["a/b"]
+        assert list(hub.repos)[-1] == f"datasets/{repo}"
+
+
+def commits(hub: Hub, repo: str) -> list[str]:
+    return hub.repos[f"models/{repo}"].messages
+
+
+def test_a_publication_is_one_commit(hub: Hub, repo: str, options: dict[str, object], tmp_path: Path) -> None:
+    zoo = make_small_zoo(tmp_path / "zoo", models=5)
+    registry = open_registry(f"hf://{repo}", create=True, storage_options=options)
+    assert len(commits(hub, repo)) == 1
+    build(zoo, family="f", registry=registry, exact=True)
+    assert len(commits(hub, repo)) == 2
+    add(zoo / "task-00.safetensors", family="f", task="again", registry=registry)
+    assert len(commits(hub, repo)) == 3
+    assert len(hub.repos[f"models/{repo}"].files) < 100
+    again = open_registry(f"hf://{repo}", storage_options=options)
+    assert again.state() == registry.state()
+    folder = tmp_path / "registry"
+    build(zoo, family="f", registry=str(folder), exact=True)
+    expected = load_model("f", "task-03", registry=str(folder), tier="exact")
+    found = load_model("f", "task-03", registry=again, tier="exact")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        name: tensor.tolist() for name, tensor in expected.items()
+    }
+
+
+def test_every_command_works_on_a_hub(served: tuple[Hub, str], repo: str, tmp_path: Path) -> None:
+    zoo = make_small_zoo(tmp_path / "zoo", models=4)
+    there = ["--storage-option", f"endpoint={served[1]}", "--storage-option", f"token={TOKEN}"]
+    run_well("init", f"hf://{repo}", *there)
+    told = [run_well("build", zoo, "--family", "f", "--registry", f"hf://{repo}", *there)]
+    told.append(run_well("verify", "f", "--against", zoo, "--registry", f"hf://{repo}", *there))
+    before = len(commits(served[0], repo))
+    told.append(run_well("doctor", f"hf://{repo}", *there))
+    assert "safe for many writers" in told[-1].stdout
+    # The history of a repository stays; so few commits are made.
+    assert len(commits(served[0], repo)) - before <= 4
+    assert not any(path.startswith("uws-probe") for path in served[0].repos[f"models/{repo}"].files)
+    assert not any(TOKEN in ran.stdout + ran.stderr for ran in told)
+
+
+def test_what_is_staged_is_not_there_until_it_is_published(
+    hub: Hub, repo: str, options: dict[str, object]
+) -> None:
+    storage = open_storage(f"hf://{repo}", create=True, storage_options=options)
+    other = open_storage(f"hf://{repo}", storage_options=options)
+    assert storage.stage("data/1", b"1" * (LFS_BYTES + 1))
+    assert storage.stage("data/2", b"2")
+    assert list(storage.list("")) == ["data/1", "data/2"]
+    assert other.size("data/1") is None
+    assert commits(hub, repo) == []
+    assert storage.put_if_absent("log", b"3", hints={"head": b"log"})
+    assert list(other.list("")) == ["data/1", "data/2", "head", "log"]
+    assert other.read("data/1", start=LFS_BYTES) == b"1"
+    assert len(commits(hub, repo)) == 1
+
+
+def test_a_commit_of_another_in_between_is_followed(
+    hub: Hub, repo: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = open_registry(f"hf://{repo}", create=True, storage_options=options)
+    registry.publish(found_family())
+    other = open_registry(f"hf://{repo}", storage_options=options)
+    commit = hub.repos[f"models/{repo}"].commits
+    seen = registry.state()
+
+    def meanwhile(state: object) -> object:
+        if len(commit) == 3:
+            other.publish(next_models("seven"))
+        return next_models("seven")(state)  # type: ignore[arg-type]
+
+    assert seen.number == 1
+    assert registry.publish(meanwhile).number == 3  # type: ignore[arg-type]
+    assert len(commit) == 5
+    assert sorted(registry.state().families["digits"].tasks["seven"].versions) == [1, 2]
+
+
+def test_a_commit_elsewhere_in_the_repository_does_no_harm(
+    hub: Hub, repo: str, options: dict[str, object]
+) -> None:
+    storage = open_storage(f"hf://{repo}", create=True, storage_options=options)
+    ours = hub.repos[f"models/{repo}"]
+    real = type(storage).put_if_absent
+    threads = [
+        threading.Thread(
+            target=real, args=(open_storage(f"hf://{repo}", storage_options=options), f"{n}", b"")
+        )
+        for n in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(storage.list("")) == [f"{n}" for n in range(6)]
+    assert len(ours.messages) == 6
+
+
+def test_the_hubs_own_files_are_no_strangers(repo: str, options: dict[str, object]) -> None:
+    storage = open_storage(f"hf://{repo}", create=True, storage_options=options)
+    storage.put("README.md", b"---\nlicense: mit\n---\n")
+    assert list(storage.list("")) == []
+    Registry.over(storage, create=True)
+
+
+@pytest.mark.parametrize(
+    ("token", "kind"), [("hf_wrong-token-s3cr3t", "storage/permission"), (False, "storage/permission")]
+)
+def test_who_may_not_write_is_told_so_without_the_token(
+    repo: str, options: dict[str, object], token: object, kind: str
+) -> None:
+    open_storage(f"hf://{repo}", create=True, storage_options=options).put("a", b"1")
+    storage = open_storage(f"hf://{repo}", storage_options={**options, "token": token})
+    assert storage.read("a") == b"1"
+    with pytest.raises(StorageError) as caught:
+        storage.put_if_absent("b", b"1")
+    assert caught.value.kind == kind
+    shown = "".join(traceback.format_exception(caught.value)) + repr(storage) + storage.url
+    assert str(token) not in shown or token is False
+
+
+def test_a_repository_that_is_not_there_is_told_from_a_file_that_is_not(options: dict[str, object]) -> None:
+    storage = open_storage("hf://team/none", storage_options=options)
+    for call in (
+        lambda: storage.read("a"),
+        lambda: storage.size("a"),
+        lambda: storage.put_if_absent("a", b""),
+        lambda: list(storage.list("")),
+    ):
+        with pytest.raises(StorageError) as caught:
+            call()
+        assert caught.value.kind == "storage/no-bucket"
+
+
+def test_a_hub_that_is_not_there_is_unreachable() -> None:
+    storage = open_storage("hf://team/x", storage_options={"endpoint": "http://127.0.0.1:9", "token": False})
+    with pytest.raises(StorageError) as caught:
+        storage.put_if_absent("a", b"")
+    assert caught.value.kind == "storage/unreachable"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hf://",
+        "hf://alone",
+        "hf://spaces/a/b",
+        "hf://buckets/a/b",
+        f"hf://user:{TOKEN}@team/x",
+        f"hf://a/b?{TOKEN}",
+    ],
+)
+def test_a_url_that_names_no_repository_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        open_storage(url)
+    assert caught.value.kind == "invalid-input/storage-url"
+    assert TOKEN not in str(caught.value)
+
+
+def test_other_options_are_refused(repo: str) -> None:
+    ran = run("list", "--registry", f"hf://{repo}", "--storage-option", f"secret={TOKEN}")
+    assert ran.error_kind == "invalid-input/storage-option"
+    assert TOKEN not in ran.stderr

@@ -1,0 +1,204 @@
+"""One repository of a Hugging Face Hub: its files by ranges, and one commit on a known parent.
+
+Owns every use of `huggingface_hub`. Must not know paths of ours, storages or errors of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+__all__ = ["HubRepo", "RepoFileInfo"]
+
+_TIMEOUT_S = 60
+_PARTIAL_CONTENT = 206
+
+
+@dataclass(frozen=True, slots=True)
+class RepoFileInfo:
+    """What the Hub says of a file.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    modified : float or None
+        Seconds since 1970: when the commit was made that last changed it; None when that was not asked for.
+    """
+
+    size: int
+    modified: float | None
+
+
+class HubRepo:
+    """A model or dataset repository at a revision.
+
+    A file that is not there is told by `FileNotFoundError`; a repository by the library's `RepositoryNotFoundError`.
+
+    Parameters
+    ----------
+    repo_id : str
+        ``org/name``.
+    repo_type : str
+        ``model`` or ``dataset``.
+    revision : str
+        A branch, to be written to; a tag or a commit, to be read.
+    endpoint : str, optional
+        The Hub's address, by default the library's.
+    token : str or bool, optional
+        By default that of the library's own login; False for none.
+    """
+
+    def __init__(
+        self,
+        repo_id: str,
+        *,
+        repo_type: str,
+        revision: str,
+        endpoint: str | None = None,
+        token: str | bool | None = None,
+    ) -> None:
+        self.repo_id = repo_id
+        self._type = repo_type
+        self._revision = revision
+        self._token = token
+        self._api = HfApi(endpoint=endpoint, token=token, library_name="uws-store")
+        # Uploads would draw bars of their own beside ours.
+        disable_progress_bars()
+
+    def head(self) -> str:
+        """Ask for the newest commit."""
+        sha = self._api.repo_info(
+            repo_id=self.repo_id, repo_type=self._type, revision=self._revision, timeout=_TIMEOUT_S
+        ).sha
+        if sha is None:
+            raise OSError(f"the Hub tells no newest commit of {self.repo_id}")
+        return sha
+
+    def make(self, *, private: bool) -> None:
+        """Make the repository, if there is none."""
+        try:
+            self.head()
+        except RepositoryNotFoundError:
+            self._api.create_repo(repo_id=self.repo_id, repo_type=self._type, private=private, exist_ok=True)
+
+    def fetch(self, path: str, start: int | None, end: int | None) -> tuple[bytes, bool]:
+        """Read a file or a range of it.
+
+        Returns
+        -------
+        tuple of bytes and bool
+            What came, and whether it is all of the file.
+        """
+        headers = {
+            **build_hf_headers(token=self._token, library_name="uws-store"),
+            "Accept-Encoding": "identity",
+        }
+        if start is not None:
+            last = "" if end is None else str(end - 1)
+            headers["Range"] = f"bytes={start}" if start < 0 else f"bytes={start}-{last}"
+        url = hf_hub_url(
+            filename=path,
+            revision=self._revision,
+            endpoint=self._api.endpoint,
+            repo_id=self.repo_id,
+            repo_type=self._type,
+        )
+        with _files():
+            response = http_backoff(
+                "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S, max_retries=3
+            )
+            hf_raise_for_status(response)
+        partial = response.status_code == _PARTIAL_CONTENT
+        return bytes(response.content), not partial
+
+    def info(self, paths: Collection[str], *, times: bool = False) -> dict[str, RepoFileInfo | None]:
+        """Ask for files and folders by their paths: those that exist, with None for a folder."""
+        found = self._api.get_paths_info(
+            repo_id=self.repo_id,
+            repo_type=self._type,
+            paths=list(paths),
+            expand=times,
+            revision=self._revision,
+        )
+        return {
+            item.path: RepoFileInfo(
+                item.size, item.last_commit.date.timestamp() if item.last_commit else None
+            )
+            if isinstance(item, RepoFile)
+            else None
+            for item in found
+        }
+
+    def files(self, folder: str) -> Iterator[str]:
+        """Give the paths of all files below a folder (``""`` for all)."""
+        with _files():
+            for item in self._api.list_repo_tree(
+                repo_id=self.repo_id,
+                repo_type=self._type,
+                path_in_repo=folder or None,
+                recursive=True,
+                revision=self._revision,
+            ):
+                if isinstance(item, RepoFile):
+                    yield item.path
+
+    def commit(
+        self,
+        changes: Mapping[str, bytes | Path | None],
+        *,
+        message: str,
+        parent: str | None = None,
+    ) -> str:
+        """Change files in one commit: new contents, or None to remove.
+
+        Parameters
+        ----------
+        changes : Mapping of str to bytes, Path or None
+            What stands at each path afterwards.
+        message : str
+            What the commit is called.
+        parent : str, optional
+            The commit it must follow; the Hub answers 412 when that is no longer the newest.
+
+        Returns
+        -------
+        str
+            The commit made.
+        """
+        operations: list[Any] = [
+            CommitOperationDelete(path_in_repo=path)
+            if data is None
+            else CommitOperationAdd(path_in_repo=path, path_or_fileobj=data)
+            for path, data in changes.items()
+        ]
+        with _files():
+            made = self._api.create_commit(
+                repo_id=self.repo_id,
+                repo_type=self._type,
+                operations=operations,
+                commit_message=message,
+                revision=self._revision,
+                parent_commit=parent,
+            )
+        return str(made.oid)
+
+
+class _files:  # noqa: N801 - used like a function
+    """Tell a file that is not there as Python does."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, EntryNotFoundError):
+            raise FileNotFoundError(str(error)) from error

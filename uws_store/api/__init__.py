@@ -22,6 +22,7 @@ from uws_store.api.inspect import (
     show,
 )
 from uws_store.api.load import aload_model, load_model
+from uws_store.api.moving import MoveResult, mirror, pull, push
 from uws_store.api.names import (
     AliasResult,
     DeleteResult,
@@ -53,6 +54,7 @@ __all__ = [
     "ModelResult",
     "ModelSummary",
     "ModelVerdict",
+    "MoveResult",
     "VerifyResult",
     "add",
     "aload_model",
@@ -71,8 +73,11 @@ __all__ = [
     "list_families",
     "list_models",
     "load_model",
+    "mirror",
     "open_family",
     "open_registry",
+    "pull",
+    "push",
     "rebase",
     "remove_alias",
     "set_alias",

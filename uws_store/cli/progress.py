@@ -38,6 +38,7 @@ _UNITS = {
     "encoding": "models",
     "verifying": "models",
     "exporting": "models",
+    "transferring": "groups",
 }
 _LINE_EVERY_S = 10.0
 

@@ -11,6 +11,7 @@ from uws_store.cli.commands.growing import extend, rebase
 from uws_store.cli.commands.keeping import gc
 from uws_store.cli.commands.looking import analyze, list_, report, show
 from uws_store.cli.commands.making import add, build, init
+from uws_store.cli.commands.moving import mirror, pull, push
 from uws_store.cli.commands.naming import alias, delete, diff, log
 from uws_store.cli.commands.restoring import export, verify
 from uws_store.cli.commands.tending import doctor
@@ -28,6 +29,9 @@ COMMANDS: tuple[Command, ...] = (
     diff,
     alias,
     delete,
+    push,
+    pull,
+    mirror,
     gc,
     extend,
     rebase,

@@ -1,0 +1,214 @@
+"""Moving families between registries: what goes, what stays, what names become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cli_support import make_small_zoo, run, run_well
+from storage_support import CountingStorage
+
+from uws_store import api
+from uws_store.errors import FormatError, IncompatibleError, InvalidInputError, StorageError
+from uws_store.registry import Registry
+from uws_store.storage import MemoryStorage, Storage
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_small_zoo(tmp_path_factory.mktemp("moving") / "zoo", models=3)
+
+
+def fill(registry: Registry, zoo: Path) -> None:
+    api.build(zoo, family="mlp", registry=registry, exact=True)
+    for other in ("task-01", "task-02"):
+        api.add(zoo / f"{other}.safetensors", family="mlp", task="task-00", registry=registry)
+    api.delete("mlp", "task-00@2", registry=registry)
+    api.set_alias("mlp", "task-00@3", "prod", registry=registry)
+
+
+@pytest.fixture(scope="module")
+def made(zoo: Path) -> MemoryStorage:
+    storage = MemoryStorage("source")
+    fill(Registry.over(storage, create=True), zoo)
+    return storage
+
+
+@pytest.fixture
+def source(made: MemoryStorage) -> Registry:
+    return Registry.over(made)
+
+
+@pytest.fixture
+def target() -> Registry:
+    return Registry.over(MemoryStorage("target"), create=True)
+
+
+def names(registry: Registry) -> list[tuple[str, int, str]]:
+    return [(entry.task, entry.version, entry.digest) for entry in registry.state().models()]
+
+
+def test_a_family_keeps_its_versions_aliases_and_bytes(source: Registry, target: Registry) -> None:
+    result = api.push("mlp", target, registry=source)
+    assert result.published == 4
+    assert names(target) == names(source)
+    assert [number for task, number, _ in names(target) if task == "task-00"] == [1, 3]
+    assert target.resolve("mlp", "task-00", revision="prod").version == 3
+    assert api.verify("mlp", registry=target).ok
+    here = {path: source.storage.read(path) for path in source.storage.list("families")}
+    there = {path: target.storage.read(path) for path in target.storage.list("families")}
+    # All but what was withdrawn.
+    assert there.items() <= here.items()
+    assert result.size_bytes <= sum(map(len, there.values()))
+
+
+def test_a_number_that_was_withdrawn_is_used_up_there_too(
+    source: Registry, target: Registry, zoo: Path
+) -> None:
+    api.push("mlp", target, registry=source)
+    assert target.state().next_version("mlp", "task-00") == 4
+    with pytest.raises(Exception, match="no version or alias"):
+        target.resolve("mlp", "task-00", revision=2)
+
+
+def test_what_is_there_is_not_transferred_again(source: Registry, target: Registry) -> None:
+    first = api.push("mlp", target, registry=source)
+    again = api.push("mlp", target, registry=source)
+    assert first.objects > 10
+    assert (again.objects, again.size_bytes, again.published, again.commits) == (0, 0, 0, ())
+    assert again.versions == first.versions
+
+
+def test_one_version_is_moved_alone_and_keeps_its_number(source: Registry, target: Registry) -> None:
+    result = api.push("mlp", target, "task-00@prod", registry=source)
+    assert result.versions == (("task-00", 3, 3),)
+    assert [(task, number) for task, number, _ in names(target)] == [("task-00", 3)]
+    assert target.state().families["mlp"].tasks["task-00"].aliases == {}
+    api.push("mlp", target, registry=source)
+    assert {digest for *_, digest in names(target)} == {digest for *_, digest in names(source)}
+
+
+def test_where_the_task_exists_new_versions_follow(source: Registry, target: Registry, zoo: Path) -> None:
+    api.push("mlp", target, "task-01", registry=source)
+    api.set_alias("mlp", "task-01", "prod", registry=target)
+    api.add(zoo / "task-02.safetensors", family="mlp", task="task-01", registry=target)
+    own = target.resolve("mlp", "task-01", revision=2).digest
+    other = Registry.over(MemoryStorage("third"), create=True)
+    fill(other, zoo)
+    api.add(zoo / "task-00.safetensors", family="mlp", task="task-01", registry=other)
+    api.set_alias("mlp", "task-01@2", "prod", registry=other)
+    result = api.push("mlp", target, registry=other)
+    assert ("task-01", 2, 3) in result.versions
+    assert target.resolve("mlp", "task-01", revision=2).digest == own
+    assert result.kept_aliases == ("task-01@prod",)
+    assert target.resolve("mlp", "task-01", revision="prod").version == 1
+    api.mirror(target, registry=other)
+    assert target.resolve("mlp", "task-01", revision="prod").version == 3
+
+
+def test_another_architecture_is_refused(source: Registry, target: Registry, tmp_path: Path) -> None:
+    from zoo_support import make_zoo  # noqa: PLC0415
+
+    api.build(make_zoo(tmp_path / "zoo", models=2), family="mlp", registry=target)
+    before = target.state()
+    with pytest.raises(IncompatibleError) as caught:
+        api.push("mlp", target, registry=source)
+    assert caught.value.kind == "incompatible/architecture"
+    assert target.state() == before
+
+
+def test_a_registry_is_not_moved_onto_itself(source: Registry) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        api.push("mlp", Registry.over(source.storage), registry=source)
+    assert caught.value.kind == "invalid-input/same-registry"
+
+
+class _Failing(CountingStorage):
+    """Fails at one of its writes, counted from 0, and at all after it."""
+
+    def __init__(self, inner: Storage, at: int) -> None:
+        super().__init__(inner)
+        self.left = at
+
+    def stage(self, path: str, data: bytes) -> bool:
+        self._tick()
+        return super().stage(path, data)
+
+    def put_if_absent(self, path: str, data: bytes, **options: object) -> bool:
+        self._tick()
+        return super().put_if_absent(path, data)
+
+    def put(self, path: str, data: bytes) -> None:
+        self._tick()
+        super().put(path, data)
+
+    def _tick(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise StorageError("the connection is down", kind="storage/io")
+
+
+@pytest.mark.parametrize("point", [0, 1, 4, 10, 20])
+def test_a_transfer_that_was_cut_off_goes_on(source: Registry, point: int) -> None:
+    storage = MemoryStorage("cut")
+    Registry.over(storage, create=True)
+    with pytest.raises(StorageError):
+        api.push("mlp", Registry.over(_Failing(storage, point)), registry=source)
+    assert Registry.over(storage).state().number == 0
+    present = sum(1 for _ in storage.list("families"))
+    whole = api.push("mlp", Registry.over(MemoryStorage("x"), create=True), registry=source)
+    rest = api.push("mlp", Registry.over(storage), registry=source)
+    assert rest.objects <= whole.objects - max(0, present - 3)
+    assert names(Registry.over(storage)) == names(source)
+
+
+class _Flipping(CountingStorage):
+    """Changes a bit of what it gives or takes."""
+
+    def __init__(self, inner: Storage, wanted: Callable[[str], bool]) -> None:
+        super().__init__(inner)
+        self.wanted = wanted
+
+    def read(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        data = super().read(path, start=start, end=end)
+        return bytes([data[0] ^ 1]) + data[1:] if self.wanted(path) else data
+
+    def list(self, prefix: str) -> Iterator[str]:
+        return super().list(prefix)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_flipped_bit_is_noticed_at_either_end(source: Registry, target: Registry, side: str) -> None:
+    wanted = next(path for path in source.storage.list("families") if path.endswith("core/c/0"))
+    broken = _Flipping(source.storage if side == "source" else target.storage, lambda path: path == wanted)
+    here = Registry.over(broken) if side == "source" else source
+    there = Registry.over(broken) if side == "target" else target
+    with pytest.raises((FormatError, StorageError)) as caught:
+        api.push("mlp", there, registry=here)
+    assert caught.value.kind in {"format/digest", "storage/conflict"}
+    assert target.state().families == {}
+
+
+def test_many_actions_are_cut_into_commits_at_tasks(
+    source: Registry, target: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uws_store.api.moving._MOST_ACTIONS", 3)
+    result = api.push("mlp", target, registry=source)
+    assert len(result.commits) > 1
+    assert result.published == 4
+    assert names(target) == names(source)
+    assert target.resolve("mlp", "task-00", revision="prod").version == 3
+
+
+def test_the_commands_move_families(tmp_path: Path, zoo: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    run_well("build", zoo, "--family", "mlp", "--registry", first)
+    shown = run_well("push", "mlp/task-01", second, "--registry", first)
+    assert "1 new there" in shown.stdout
+    pulled = run_well("pull", first, "mlp", "--registry", third, "--json").document
+    assert pulled["families"][0]["published"] == 3
+    mirrored = run_well("mirror", second, "--registry", first, "--quiet").stdout
+    assert mirrored.splitlines() == ["mlp/task-00@1", "mlp/task-01@1", "mlp/task-02@1"]
+    assert run("push", "none", second, "--registry", first).error_kind == "not-found/family"
+    assert run_well("verify", "mlp", "--registry", second).code == 0

@@ -28,7 +28,7 @@ def processes() -> ForkServerContext:
     """Children that start fast, from a process that imported the package once and has no threads."""
     context = multiprocessing.get_context("forkserver")
     # Not this module: the server does not have the tests' folder on its path.
-    context.set_forkserver_preload(["__main__", "uws_store.registry"])
+    context.set_forkserver_preload(["__main__", "uws_store.registry", "s3fs", "uws_store.hub"])
     return context
 
 

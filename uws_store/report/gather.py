@@ -225,7 +225,8 @@ def _bytes_of(entry: ModelEntry, document: ModelDocument) -> dict[str, int]:
         if (array := document.residual(width)) is not None
     )
     core = document.core.size_bytes if document.core else 0
-    private = document.private_bytes.size_bytes if document.private_bytes else 0
+    # What is kept byte for byte: private tensors, and the files that lay beside the weights.
+    private = sum(array.size_bytes for array in (document.private_bytes, document.file_bytes) if array)
     return {
         "core": core,
         "private": private,

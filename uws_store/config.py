@@ -1,25 +1,48 @@
 """The environment: every variable the package reads, read here and nowhere else, when it is asked for.
 
-Owns `UWS_STORE_REGISTRY`, `UWS_STORE_CACHE`, the platform's default places and the tool's own name and version.
+Owns the variables named below, the platform's default places and the tool's own name and version.
 Must not know what is kept in those places.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from uws_store.errors import InvalidInputError
 
-__all__ = ["CACHE_VARIABLE", "REGISTRY_VARIABLE", "cache_folder", "default_registry_url", "tool_version"]
+__all__ = [
+    "CACHE_SIZE_VARIABLE",
+    "CACHE_VARIABLE",
+    "OFFLINE_VARIABLE",
+    "REGISTRY_VARIABLE",
+    "cache_folder",
+    "cache_limit_bytes",
+    "default_registry_url",
+    "is_offline",
+    "tool_version",
+    "working_offline",
+]
 
 REGISTRY_VARIABLE = "UWS_STORE_REGISTRY"
 """Names the registry that is used when a command or call names none."""
 
 CACHE_VARIABLE = "UWS_STORE_CACHE"
 """Names the folder that downloaded objects are cached in."""
+
+CACHE_SIZE_VARIABLE = "UWS_STORE_CACHE_SIZE"
+"""How large that folder may become."""
+
+OFFLINE_VARIABLE = "UWS_STORE_OFFLINE"
+"""Set to anything but 0, it keeps the package from asking storages behind a network."""
+
+_OFFLINE: ContextVar[bool] = ContextVar("uws_store_offline", default=False)
 
 
 def default_registry_url() -> str:
@@ -56,6 +79,45 @@ def cache_folder() -> Path:
     """
     named = os.environ.get(CACHE_VARIABLE, "")
     return Path(named).expanduser() if named else _user_folder("XDG_CACHE_HOME", ".cache", CACHE_VARIABLE)
+
+
+def cache_limit_bytes() -> int:
+    """How large the folder of cached objects may become.
+
+    Returns
+    -------
+    int
+        The value of ``UWS_STORE_CACHE_SIZE`` (bytes, or such as ``20GB``), else 10 GB; 0 keeps nothing.
+
+    Raises
+    ------
+    InvalidInputError
+        When it is no size (kind ``invalid-input/cache-size``).
+    """
+    text = os.environ.get(CACHE_SIZE_VARIABLE, "") or "10GB"
+    matched = re.fullmatch(r"([0-9]{1,18})\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if matched is None:
+        raise InvalidInputError(
+            f"{CACHE_SIZE_VARIABLE} is {text!r}, which is no size; write 20GB or a number of bytes",
+            kind="invalid-input/cache-size",
+        )
+    unit: int = 1000 ** " KMGT".index(matched[2].upper() or " ")
+    return int(matched[1]) * unit
+
+
+def is_offline() -> bool:
+    """Whether storages behind a network are not to be asked: ``UWS_STORE_OFFLINE``, or :func:`working_offline`."""
+    return _OFFLINE.get() or os.environ.get(OFFLINE_VARIABLE, "0") not in {"", "0"}
+
+
+@contextlib.contextmanager
+def working_offline(*, offline: bool = True) -> Iterator[None]:
+    """Let nothing in a block ask a storage behind a network; with False, leave it as it is."""
+    token = _OFFLINE.set(offline or _OFFLINE.get())
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(token)
 
 
 def tool_version() -> str:

@@ -252,11 +252,11 @@ class ArrayReader:
         FormatError
             Damaged or missing shards (kinds ``format/...``).
         """
-        for shard, entry in enumerate(self.record.shards):
+        for shard in range(len(self.record.shards)):
             with self._lock:
                 if shard in self._held:
                     continue
-            data = verify_object(self._fetch(shard, 0, entry.size), entry, where=self._where(shard))
+            data = self._fetch_whole(shard)
             with self._lock:
                 self._held[shard] = data
 
@@ -273,11 +273,10 @@ class ArrayReader:
         return min(self.record.chunks, SHARD_CHUNKS)
 
     def _whole_shard(self, shard: int) -> list[Array]:
-        entry = self.record.shards[shard]
         with self._lock:
             data = self._held.get(shard)
         if data is None:
-            data = verify_object(self._fetch(shard, 0, entry.size), entry, where=self._where(shard))
+            data = self._fetch_whole(shard)
         index = self._index(shard, data[-(16 * self._slots() + 4) :])
         return [
             self._chunk(data[offset : offset + size], shard, position)
@@ -300,6 +299,22 @@ class ArrayReader:
             self._chunk(data[int(offset) - begin : int(offset) - begin + int(size)], shard, low + position)
             for position, (offset, size) in enumerate(index[low : high + 1])
         ]
+
+    def _fetch_whole(self, shard: int) -> bytes:
+        """Read a whole shard and check it; what keeps objects may keep it."""
+        entry, where = self.record.shards[shard], self._where(shard)
+        path = layout.shard_path(self._prefix, self._name, shard)
+        data = self._storage.read_at_most(path, entry.size)
+        if data is None:
+            raise FormatError(
+                f"{where}: the object is missing though the record names it", kind="format/missing-object"
+            )
+        if len(data) < entry.size:
+            raise FormatError(
+                f"{where}: {len(data)} bytes, and the record says {entry.size}; it is damaged or incomplete",
+                kind="format/truncated",
+            )
+        return verify_object(data, entry, where=where)
 
     def _fetch(self, shard: int, start: int, end: int) -> bytes:
         """Read a byte range of a shard; never more than the record says there is."""

@@ -6,6 +6,7 @@ Names are resolved and parts joined here; the command line and the package root 
 from __future__ import annotations
 
 from uws_store.api.analysis import analyze
+from uws_store.api.cache import cache_contents, clear_cache
 from uws_store.api.collecting import gc
 from uws_store.api.comparing import DiffResult, diff
 from uws_store.api.doctor import Diagnosis, doctor
@@ -60,6 +61,8 @@ __all__ = [
     "aload_model",
     "analyze",
     "build",
+    "cache_contents",
+    "clear_cache",
     "delete",
     "diff",
     "doctor",

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from uws_store import layout
+from uws_store.api.cache import open_cached
 from uws_store.basis import Basis, Decode
 from uws_store.config import default_registry_url
 from uws_store.errors import IncompatibleError, InvalidInputError
@@ -43,8 +44,12 @@ def open_registry(
     *,
     create: bool = False,
     storage_options: Mapping[str, object] | None = None,
+    local_files_only: bool = False,
 ) -> Registry:
     """Open a registry, to be given to the other functions in place of its URL.
+
+    What is read from a registry behind a network is kept in a folder (``UWS_STORE_CACHE``, at most
+    ``UWS_STORE_CACHE_SIZE``) under its digest, and not fetched again.
 
     Parameters
     ----------
@@ -54,6 +59,9 @@ def open_registry(
         Make it when it does not exist.
     storage_options : Mapping of str to object, optional
         See :func:`uws_store.storage.open_storage`. They may hold credentials and are shown nowhere.
+    local_files_only : bool, optional
+        Ask nothing of a storage behind a network: names are those of the last time it was asked, objects those that
+        are kept. ``UWS_STORE_OFFLINE`` does the same.
 
     Raises
     ------
@@ -62,7 +70,11 @@ def open_registry(
     """
     if isinstance(registry, Registry):
         return registry
-    return Registry.open(StorageUrl(registry or default_registry_url(), storage_options), create=create)
+    return open_cached(
+        StorageUrl(registry or default_registry_url(), storage_options),
+        create=create,
+        local_files_only=local_files_only,
+    )
 
 
 class _BasisCache:
@@ -364,6 +376,7 @@ def open_family(
     device: str | torch.device = "cpu",
     decode: Decode = "canonical",
     cache_bytes: int = CACHE_BYTES,
+    local_files_only: bool = False,
 ) -> Family:
     """Open a family, to load many of its models, or to switch a module between them.
 
@@ -380,10 +393,13 @@ def open_family(
         of them that :func:`uws_store.canonical.fast_bound` derives.
     cache_bytes : int
         How many bytes of decoded integers :meth:`Family.switch` and :meth:`Family.stack` keep on the device.
+    local_files_only : bool
+        See :func:`open_registry`.
 
     Raises
     ------
     NotFoundError
         When there is no such registry or family.
     """
-    return Family(open_registry(registry), family, device=device, decode=decode, cache_bytes=cache_bytes)
+    opened = open_registry(registry, local_files_only=local_files_only)
+    return Family(opened, family, device=device, decode=decode, cache_bytes=cache_bytes)

@@ -33,6 +33,7 @@ def load_model(
     into: None = None,
     strict: bool = True,
     verify: bool = True,
+    local_files_only: bool = False,
 ) -> LazyStateDict: ...
 
 
@@ -50,6 +51,7 @@ def load_model(
     into: M,
     strict: bool = True,
     verify: bool = True,
+    local_files_only: bool = False,
 ) -> M: ...
 
 
@@ -66,6 +68,7 @@ def load_model(
     into: torch.nn.Module | None = None,
     strict: bool = True,
     verify: bool = True,
+    local_files_only: bool = False,
 ) -> LazyStateDict | torch.nn.Module:
     """Load one model of a family.
 
@@ -93,6 +96,8 @@ def load_model(
         With ``into``: as in :meth:`torch.nn.Module.load_state_dict`.
     verify : bool
         Check each tensor against its SHA-256 on record.
+    local_files_only : bool
+        Ask nothing of a registry behind a network; see :func:`uws_store.api.open_registry`.
 
     Returns
     -------
@@ -112,7 +117,7 @@ def load_model(
     MemoryLimitError
         They do not fit on the device (``memory-limit/device``).
     """
-    weights = open_family(family, registry=registry).load(
+    weights = open_family(family, registry=registry, local_files_only=local_files_only).load(
         task, revision=revision, device=device, dtype=dtype, tier=tier, decode=decode, verify=verify
     )
     if into is None:
@@ -134,6 +139,7 @@ async def aload_model(
     into: None = None,
     strict: bool = True,
     verify: bool = True,
+    local_files_only: bool = False,
 ) -> LazyStateDict: ...
 
 
@@ -151,6 +157,7 @@ async def aload_model(
     into: M,
     strict: bool = True,
     verify: bool = True,
+    local_files_only: bool = False,
 ) -> M: ...
 
 
@@ -167,6 +174,7 @@ async def aload_model(
     into: torch.nn.Module | None = None,
     strict: bool = True,
     verify: bool = True,
+    local_files_only: bool = False,
 ) -> LazyStateDict | torch.nn.Module:
     """Load one model in a thread, for servers: as :func:`load_model`, but every tensor is made before it returns.
 
@@ -187,7 +195,7 @@ async def aload_model(
     filling = threading.Lock()
 
     def load() -> LazyStateDict | torch.nn.Module | None:
-        weights = open_family(family, registry=registry).load(
+        weights = open_family(family, registry=registry, local_files_only=local_files_only).load(
             task, revision=revision, device=device, dtype=dtype, tier=tier, decode=decode, verify=verify
         )
         tensors = weights.materialize(stopped=stopped)

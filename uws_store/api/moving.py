@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 from uws_store import layout
+from uws_store.api.cache import at_source
 from uws_store.api.family import open_registry
 from uws_store.basis import ARRAYS, Basis, array_record
 from uws_store.builder import Progress
@@ -128,7 +129,9 @@ def push(
     StorageError
         A storage fails. The target's names are as they were.
     """
-    return _move(open_registry(registry), open_registry(url, create=True), family, task, progress=progress)
+    return _move(
+        open_registry(registry), at_source(open_registry(url, create=True)), family, task, progress=progress
+    )
 
 
 def pull(
@@ -152,7 +155,9 @@ def pull(
     progress : callable, optional
         See :func:`push`.
     """
-    return _move(open_registry(url), open_registry(registry, create=True), family, task, progress=progress)
+    return _move(
+        open_registry(url), at_source(open_registry(registry, create=True)), family, task, progress=progress
+    )
 
 
 def mirror(
@@ -169,7 +174,7 @@ def mirror(
     registry, progress
         See :func:`push`.
     """
-    source, target = open_registry(registry), open_registry(url, create=True)
+    source, target = open_registry(registry), at_source(open_registry(url, create=True))
     return tuple(
         _move(source, target, name, None, move_aliases=True, progress=progress)
         for name in sorted(source.state().families)

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from uws_store import layout
-from uws_store.api.family import Family, open_family
+from uws_store.api.cache import at_source
+from uws_store.api.family import Family, open_family, open_registry
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
 from uws_store.errors import InvalidInputError, NotFoundError, Problem, UwsError
 from uws_store.fidelity import (
@@ -168,7 +169,7 @@ def verify(
         raise InvalidInputError(
             f"workers is from 1 to {_MOST_WORKERS}, not {workers}", kind="invalid-input/workers"
         )
-    opened = open_family(family, registry=registry)
+    opened = open_family(family, registry=at_source(open_registry(registry)))
     examiner = _examiner(
         opened, evaluate, data=data, module=module, metric=metric, higher_is_better=higher_is_better
     )

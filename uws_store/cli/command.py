@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import click
 
 from uws_store.cli.output import Output
-from uws_store.config import REGISTRY_VARIABLE, default_registry_url
+from uws_store.config import OFFLINE_VARIABLE, REGISTRY_VARIABLE, default_registry_url, working_offline
 from uws_store.storage import StorageUrl, parse_options
 
 __all__ = ["Command", "CommandRow", "Example", "command", "command_rows", "split_model"]
@@ -119,6 +119,7 @@ def _with_shared_options(body: _Body) -> Callable[..., None]:
         as_json: bool,
         quiet: bool,
         traceback: bool,
+        offline: bool,
         **options: object,
     ) -> None:
         del traceback
@@ -131,7 +132,8 @@ def _with_shared_options(body: _Body) -> Callable[..., None]:
             options["url"] = StorageUrl(url, parse_options(storage_options))
         elif storage_options:
             registry = StorageUrl(registry or default_registry_url(), parse_options(storage_options))
-        body(output=Output(as_json=as_json, quiet=quiet), registry=registry, **options)
+        with working_offline(offline=offline):
+            body(output=Output(as_json=as_json, quiet=quiet), registry=registry, **options)
 
     # click lists parameters from the last decorator to the first.
     shared = (
@@ -139,6 +141,11 @@ def _with_shared_options(body: _Body) -> Callable[..., None]:
             "--traceback",
             is_flag=True,
             help=f"Show where in the code an error comes from; {TRACEBACK_VARIABLE}=1 does the same.",
+        ),
+        click.option(
+            "--offline",
+            is_flag=True,
+            help=f"Ask nothing of a registry behind a network; {OFFLINE_VARIABLE}=1 does the same.",
         ),
         click.option(
             "-q", "--quiet", is_flag=True, help="Print names only, one per line; no progress, no notices."

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uws_store.api import gc
-from uws_store.cli.output import Output, counted, facts, size
+from uws_store.api import cache_contents, clear_cache, gc
+from uws_store.cli.output import Output, columns, counted, facts, size
 from uws_store.registry import Removal
 
-__all__ = ["run_gc"]
+__all__ = ["run_cache", "run_gc"]
 
 
 def run_gc(
@@ -42,6 +42,38 @@ def run_gc(
     )
     if result.marked and not dry_run:
         output.notice(f"what is unreachable is removed by the next run that is at least {grace} later")
+
+
+def run_cache(action: str, *, output: Output) -> None:
+    """Look at the cache, or clear it."""
+    if action == "clear":
+        removed = clear_cache()
+        if output.as_json:
+            output.document({"removed_bytes": removed})
+        elif not output.quiet:
+            output.show(f"removed {size(removed)}")
+        return
+    contents = cache_contents()
+    if output.as_json:
+        output.document(contents)
+    elif output.quiet:
+        output.names(file.name for file in contents.files)
+    elif action == "ls":
+        output.show(
+            columns(
+                {"object": "name", "size": "number"}, ((f.name, size(f.size_bytes)) for f in contents.files)
+            )
+        )
+    else:
+        output.show(
+            facts(
+                (
+                    ("folder", contents.folder, ""),
+                    ("kept", size(contents.size_bytes), counted(len(contents.files), "object")),
+                    ("limit", size(contents.limit_bytes), ""),
+                )
+            )
+        )
 
 
 def _measure(removals: Sequence[Removal]) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from uws_store.storage.cached import CachedFile, CachedStorage, CacheFolder
 from uws_store.storage.local import LocalStorage
 from uws_store.storage.memory import MemoryStorage
 from uws_store.storage.opening import open_storage
@@ -9,6 +10,9 @@ from uws_store.storage.protocol import Storage, check_path
 from uws_store.storage.url import StorageUrl, parse_options
 
 __all__ = [
+    "CacheFolder",
+    "CachedFile",
+    "CachedStorage",
     "LocalStorage",
     "MemoryStorage",
     "Storage",

@@ -8,7 +8,7 @@ import click
 from uws_store.cli.command import Example, command
 from uws_store.cli.output import Output
 
-__all__ = ["gc"]
+__all__ = ["cache", "gc"]
 
 
 @command(
@@ -60,3 +60,24 @@ def gc(
         output=output,
         registry=registry,
     )
+
+
+@command(
+    "cache",
+    Example("uws-store cache", "how much is kept, and where"),
+    Example("uws-store cache ls", "what is kept, what was used longest ago first"),
+    Example("uws-store cache clear", "keep nothing of it"),
+)
+@click.argument(
+    "action", type=click.Choice(("size", "ls", "clear")), default="size", metavar="[size|ls|clear]"
+)
+def cache(*, action: str, output: Output, registry: str | None) -> None:
+    """Look at what is kept of registries behind a network, or clear it.
+
+    What was read is kept under its digest in the folder that UWS_STORE_CACHE names, up to UWS_STORE_CACHE_SIZE; what
+    was used longest ago goes first. Clearing it costs nothing but reading again.
+    """
+    from uws_store.cli.keeping import run_cache
+
+    del registry
+    run_cache(action, output=output)

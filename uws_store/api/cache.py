@@ -1,0 +1,101 @@
+"""What is kept of registries behind a network: opening them through the cache, around it, and looking at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uws_store.config import cache_folder, cache_limit_bytes, is_offline
+from uws_store.errors import NotFoundError, StorageError
+from uws_store.registry import Registry
+from uws_store.storage import (
+    CachedFile,
+    CachedStorage,
+    CacheFolder,
+    LocalStorage,
+    MemoryStorage,
+    open_storage,
+)
+
+__all__ = ["CacheContents", "at_source", "cache_contents", "clear_cache", "open_cached"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheContents:
+    """What is kept.
+
+    Attributes
+    ----------
+    folder : str
+        Where.
+    size_bytes, limit_bytes : int
+        How much it is, and may become.
+    files : tuple of CachedFile
+        What was used longest ago first.
+    """
+
+    folder: str
+    size_bytes: int
+    limit_bytes: int
+    files: tuple[CachedFile, ...]
+
+
+def open_cached(url: str, *, create: bool = False, local_files_only: bool = False) -> Registry:
+    """Open a registry; one behind a network through the cache.
+
+    Raises
+    ------
+    UwsError
+        See :meth:`uws_store.registry.Registry.open`; ``storage/offline`` when the network is not to be used and what
+        is needed was not kept.
+    """
+    try:
+        storage = open_storage(url, create=create)
+    except NotFoundError:
+        return Registry.open(url, create=create)  # says what to do
+    if isinstance(storage, LocalStorage | MemoryStorage):
+        return Registry.over(storage, create=create)
+    offline = local_files_only or is_offline()
+    cached = CachedStorage(storage, _folder(), offline=offline)
+    try:
+        return Registry.over(cached, create=create and not offline)
+    except NotFoundError as error:
+        if not offline:
+            raise
+        raise StorageError(
+            f"{storage.url} was never opened with the network, so nothing is known of it; open it once without "
+            "--offline (local_files_only)",
+            kind="storage/offline",
+        ) from error
+
+
+def at_source(registry: Registry) -> Registry:
+    """Open a registry around the cache, for who asks what really stands there."""
+    storage = registry.storage
+    if not isinstance(storage, CachedStorage):
+        return registry
+    if storage.offline:
+        raise StorageError(
+            f"what stands at {storage.url} cannot be looked at without the network", kind="storage/offline"
+        )
+    return Registry.over(storage.inner)
+
+
+def cache_contents() -> CacheContents:
+    """Tell what is kept, and where."""
+    folder = _folder()
+    files = tuple(folder.files())
+    return CacheContents(
+        folder=str(folder.root),
+        size_bytes=sum(file.size_bytes for file in files),
+        limit_bytes=folder.limit_bytes,
+        files=files,
+    )
+
+
+def clear_cache() -> int:
+    """Remove all that is kept; give the bytes removed."""
+    return _folder().trim(-1)
+
+
+def _folder() -> CacheFolder:
+    return CacheFolder(cache_folder() / "objects", limit_bytes=cache_limit_bytes())

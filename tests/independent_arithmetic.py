@@ -117,12 +117,22 @@ def check_exactness(tensor: Coded, core_pq: Ints, step: dict[str, int], first_pn
     require(max(first, second, scaled, total) < 2**53, "R-EXACT-1", tensor.row["name"])
 
 
-def predict(tensor: Coded, core_pq: Ints | None, step: dict[str, int], dtype: str) -> bytes:
-    """Reconstruct a tensor with whole numbers, and round it once."""
+def predict(
+    tensor: Coded,
+    core_pq: Ints | None,
+    step: dict[str, int],
+    dtype: str,
+    scales: list[int] | None = None,
+) -> bytes:
+    """Reconstruct a tensor with whole numbers, and round it once; ``scales`` are exponents of each element."""
+    by_element = scales if scales is not None else [0] * tensor.mean.size
     mean_exponent = -tensor.row["mean_grid"]
     mean = [int(value) for value in tensor.mean.reshape(-1)]
     if core_pq is None:
-        return b"".join(round_to(value, mean_exponent, dtype) for value in mean)
+        return b"".join(
+            round_to(value, mean_exponent + scale, dtype)
+            for value, scale in zip(mean, by_element, strict=True)
+        )
     first_pn, shift = core_pq, -FRACTION_BITS
     if tensor.right is not None:
         first_pn, shift = tensor.right.times(core_pq.T).T, tensor.right.grid - FRACTION_BITS
@@ -136,8 +146,8 @@ def predict(tensor: Coded, core_pq: Ints | None, step: dict[str, int], dtype: st
     finest = min(change_exponent, mean_exponent)
     change = (int(value) * step["mantissa"] for value in change_mn.reshape(-1))
     return b"".join(
-        round_to((c << (change_exponent - finest)) + (m << (mean_exponent - finest)), finest, dtype)
-        for c, m in zip(change, mean, strict=True)
+        round_to((c << (change_exponent - finest)) + (m << (mean_exponent - finest)), finest + scale, dtype)
+        for c, m, scale in zip(change, mean, by_element, strict=True)
     )
 
 

@@ -121,10 +121,12 @@ RECORDS = {
     "delete": "op=delete family:family task:task version:count",
     "basis_document": "uws=1 kind=basis architecture:hex fraction_bits?=10 step:step core_length:length "
     "core_chunk:chunk core_page:page residual_chunk:chunk tensors:[tensor] mean?:array left?:array right?:array "
-    "exponents?:array profile?:array shared?:array files?:[file] file_bytes?:array build:build",
+    "exponents?:array profile?:array shared?:array files?:[file] file_bytes?:array adapter?:adapter build:build",
+    "adapter": "base_model:text4096 base_sha256?:hex config?:[text,text]",
+    "low_rank": f"product:0..{MOST_TENSORS} side:which",
     "step": "mantissa:128..255 exponent:-200..100",
     "tensor": "name:name shape:[length] dtype:dtype mode:mode tied_to?:name left?:side right?:side "
-    f"mean_grid?:-256..256 shift?:-64..64 group?:0..{MOST_TENSORS}",
+    f"mean_grid?:-256..256 shift?:-64..64 group?:0..{MOST_TENSORS} low_rank?:low_rank",
     "side": f"block:1..{2**20} rank:1..{2**20}",
     "array": f"dtype:stored length:1..{2**42} chunk:chunk page?:page shards:[object]",
     "object": f"size:0..{2**46} sha256:hex",
@@ -132,7 +134,8 @@ RECORDS = {
     "model_document": "uws=1 kind=model basis:hex step:step dtype?:dtype dtypes?:[name,dtype] absent?:[name] "
     "private?:[private] private_groups?:[group] core?:array private_bytes?:array "
     "private16?:array private32?:array private64?:array residual16?:array residual32?:array residual64?:array "
-    "shared_files?:[text200] files?:[file] file_bytes?:array compact:digests exact?:digests rel_error:positive errors:text source:source scores?:[score]",
+    "shared_files?:[text200] files?:[file] file_bytes?:array ranks?:[rank]+ scales?:text gauge?:array "
+    "compact:digests exact?:digests rel_error:positive errors:text source:source scores?:[score]",
     "file": f"name:text200 size:0..{2**26} sha256:hex",
     "private": "name:name shape:[length] dtype:dtype",
     "digests": "root:hex leaves:text",
@@ -144,6 +147,7 @@ RECORDS = {
 RANGES = {
     "count": f"1..{2**53}",
     "size": f"0..{2**53}",
+    "rank": f"1..{2**14}",
     "length": f"0..{2**42}",
     "group": f"0..{2**17}",
     "chunk": f"1..{2**24}",
@@ -153,7 +157,7 @@ DATE = "[0-9]{4}-(0[1-9]|1[0-2])-[0-3][0-9]"
 DEVICES = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$))"
 PATTERNS = {
     "text": (".*", 1 << 30),
-    **{f"text{longest}": (".*", longest) for longest in (64, 200, 400)},
+    **{f"text{longest}": (".*", longest) for longest in (64, 200, 400, 4096)},
     "hex": ("[0-9a-f]{64}", 64),
     "nonce": ("[0-9a-f]{32}", 32),
     "time": (DATE + r"T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z", 40),
@@ -168,6 +172,7 @@ PATTERNS = {
     "alias_name": ("[A-Za-z][A-Za-z0-9._-]*", 64),
     "name": (".+", 1024),
     "dtype": ("|".join(KINDS), 10),
+    "which": ("left|right", 5),
     "mode": ("coded|shared|private|tied", 10),
     "tier": ("compact|exact|mean", 10),
     "purpose": ("report|search|both", 10),

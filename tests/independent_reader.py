@@ -19,6 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import zarr
+from independent_adapters import (
+    check_products,
+    products_of,
+    read_products,
+    slice_exponents,
+    through_gauge,
+    with_rank,
+)
 from independent_arithmetic import (
     Coded,
     Ints,
@@ -170,6 +178,7 @@ def check_table(tensors: list[dict[str, Json]]) -> None:
             good = target is not None and target["mode"] != "tied" and target["shape"] == row["shape"]
             require(good, "R-BASIS-5", row["name"])
     require(groups == set(range(len(groups))), "R-BASIS-4", "groups")
+    check_products(tensors)
 
 
 class Basis:
@@ -196,6 +205,7 @@ class Basis:
         }
         self.shared_bytes = arrays["shared"].tobytes()
         self.coded = self._join(coded, arrays)
+        self.products = products_of(self.rows)
         self.groups = [
             [name for name, tensor in self.coded.items() if tensor.row["group"] == group]
             for group in range(len({row["group"] for row in coded}))
@@ -269,6 +279,9 @@ class Model:
         self.private = self._read_private(folder)
         self._check_names()
         self.order = self._order()
+        self.ranks, self.scales, self.gauges = read_products(
+            folder, document, basis.products, {name for name, how in self.order.items() if how == "coded"}
+        )
         self.dtypes = self._dtypes()
         self.core = self._read_core(folder)
         self.residual = self._read_residual(folder)
@@ -290,8 +303,9 @@ class Model:
             require(last < group < len(self.basis.groups), "R-MODEL-10", f"group {group}")
             last = group
             for name in self.basis.groups[group]:
+                row = self.basis.coded[name].row
+                require("low_rank" not in row, "R-RANK-2", f"{name} in a private group")
                 if name not in known:
-                    row = self.basis.coded[name].row
                     rows.append((name, own.get(name) or common or row["dtype"], tuple(row["shape"])))
         private: dict[str, Tensor] = {}
         at = dict.fromkeys(streams, 0)
@@ -403,7 +417,7 @@ class Model:
                 own[falling(classes)] = part
                 at[width] += len(classes)
                 for name in members:
-                    count = math.prod(self.basis.coded[name].matrix)
+                    count = math.prod(self._shape(name))
                     found[name], own = own[:count], own[count:]
         for width, values in stored.items():
             require(len(values) == at[width], "R-RES-2", f"residual{width}: {len(values)} of {at[width]}")
@@ -411,11 +425,38 @@ class Model:
 
     def _residual_classes(self, name: str) -> list[int]:
         coded, dtype = self.basis.coded[name], self.dtypes[name]
-        prediction = predict(coded, self.core[name], self.document["step"], dtype)
+        prediction = self._prediction(name)
         return [
             value + coded.row["shift"] if value is not None else -32768
             for value in exponents(prediction, dtype)
         ]
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """A coded tensor's shape in this model."""
+        shape = tuple(self.basis.coded[name].row["shape"])
+        return with_rank(shape, self.ranks[name]) if name in self.ranks else shape
+
+    def _compact(self, name: str, core: Ints | None) -> bytes:
+        coded, dtype = self.basis.coded[name], self.dtypes[name]
+        if name not in self.ranks:
+            return predict(coded, core, self.document["step"], dtype)
+        side, scales = coded.row["low_rank"]["side"], self.scales[name]
+        exponents_mn = slice_exponents(coded.matrix, scales, side)
+        data = predict(coded, core, self.document["step"], dtype, exponents_mn)
+        size, columns = KINDS[dtype].size, coded.matrix[1]
+        rows, kept = (coded.matrix[0], len(scales)) if side == "left" else (len(scales), columns)
+        starts = [size * columns * row for row in range(rows)]
+        return b"".join(data[start : start + size * kept] for start in starts)
+
+    def _prediction(self, name: str) -> bytes:
+        """What the residual is added to."""
+        compact = self._compact(name, self.core[name])
+        if name not in self.gauges:
+            return compact
+        side = self.basis.coded[name].row["low_rank"]["side"]
+        shape = self._shape(name)
+        matrix = (shape[0], math.prod(shape[1:]))
+        return through_gauge(compact, matrix, self.scales[name], self.gauges[name], side, self.dtypes[name])
 
     def tensors(self, tier: str) -> dict[str, Tensor]:
         """Reconstruct every tensor; at the stored tiers, compare with the digests on record."""
@@ -441,8 +482,10 @@ class Model:
             return Tensor(row["dtype"], shape, self.basis.shared_bytes[start:stop])
         dtype = self.dtypes[name]
         core = None if tier == "mean" else self.core[name]
-        data = predict(self.basis.coded[name], core, self.document["step"], dtype)
-        return Tensor(dtype, shape, correct(data, self.residual[name], dtype) if tier == "exact" else data)
+        shape = self._shape(name)
+        if tier == "exact":
+            return Tensor(dtype, shape, correct(self._prediction(name), self.residual[name], dtype))
+        return Tensor(dtype, shape, self._compact(name, core))
 
     def _check_digests(self, made: dict[str, Tensor], tier: str) -> None:
         digests = [hashlib.sha256(made[name].data).digest() for name in self.order if name in made]

@@ -532,20 +532,20 @@ def _make_one(folder: Path, forge: Callable[[Storage], None]) -> None:
     storage = LocalStorage(folder / "registry", create=True)
     forge(storage)
     expected = expectations(open_storage(str(folder / "registry")))
-    (folder / "expected.json").write_text(_to_text(expected) + "\n", encoding="utf-8")
+    (folder / "expected.json").write_text(to_text(expected) + "\n", encoding="utf-8")
 
 
-def _to_text(value: object, depth: int = 0) -> str:
+def to_text(value: object, depth: int = 0) -> str:
     """Write JSON with a line for each tensor: small, and a difference can be read."""
     if depth == 4 or not value or not isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):
         lines = [
-            f"{json.dumps(key, ensure_ascii=False)}: {_to_text(part, depth + 1)}"
+            f"{json.dumps(key, ensure_ascii=False)}: {to_text(part, depth + 1)}"
             for key, part in value.items()
         ]
         return "{\n" + ",\n".join(lines) + "\n}"
-    return "[\n" + ",\n".join(_to_text(part, depth + 1) for part in value) + "\n]"
+    return "[\n" + ",\n".join(to_text(part, depth + 1) for part in value) + "\n]"
 
 
 def main(arguments: list[str] | None = None) -> int:

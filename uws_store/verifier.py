@@ -16,6 +16,7 @@ from uws_store import layout
 from uws_store.basis import ARRAYS, Basis, array_record
 from uws_store.checkpoint import Checkpoint
 from uws_store.errors import FormatError, NotFoundError, Problem, UwsError
+from uws_store.low_rank import product_energy, product_error
 from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.model import relative_error
 from uws_store.model import Model, Tier
@@ -232,11 +233,7 @@ def _compare(model: Model, against: Checkpoint, findings: _Findings) -> Comparis
                 findings.add(name, "fidelity/exact", "the exact tier is not bit-identical to the original")
         if source.kind != "coded":
             continue
-        values = original.to(torch.float64)
-        compact = model.tensor(name, tier="compact", device=_CPU).to(torch.float64)
-        mean = model.tensor(name, tier="mean", device=_CPU).to(torch.float64)
-        own_error = float((compact - values).square().sum())
-        own_energy = float(values.square().sum())
+        own_error, own_energy, own_control = _distance(model, against, name)
         relative = relative_error(own_error, own_energy)
         worst = max(worst, (relative, name), key=lambda pair: pair[0])
         promised = next(recorded)
@@ -245,9 +242,11 @@ def _compare(model: Model, against: Checkpoint, findings: _Findings) -> Comparis
             findings.add(
                 name, "fidelity/error", f"relative error {relative:.3g}, the record promises {promised:.3g}"
             )
+        if source.slices is not None and source.slices.side == "right":
+            continue  # its product was counted with the other factor
         error += own_error
         energy += own_energy
-        control += float((mean - values).square().sum())
+        control += own_control
     missing = [name for name in against.tensors if name not in model.sources]
     for name in missing:
         findings.add(name, "fidelity/missing", "the original has this tensor and the model has not")
@@ -259,3 +258,28 @@ def _compare(model: Model, against: Checkpoint, findings: _Findings) -> Comparis
         worst_rel_error=worst[0],
         identical=identical if model.has_exact else None,
     )
+
+
+def _distance(model: Model, against: Checkpoint, name: str) -> tuple[float, float, float]:
+    """Sums of squares of a tensor's error at ``compact``, of the tensor, and of its error at ``mean``.
+
+    Of a factor these are its product's: what the factors are by themselves means nothing.
+    """
+    record = model.basis.table[name]
+    tiers: tuple[Tier, Tier] = ("compact", "mean")
+    if record.low_rank is None:
+        values = against.read(name).to(torch.float64)
+        compact, mean = (model.tensor(name, tier=tier, device=_CPU).to(torch.float64) for tier in tiers)
+        error, control = (float((made - values).square().sum()) for made in (compact, mean))
+        return error, float(values.square().sum()), control
+    rows = model.basis.document.products()[record.low_rank.product]
+    left, right = (_as_matrix(against.read(row.name)) for row in rows)
+    errors = []
+    for tier in tiers:
+        made = [_as_matrix(model.tensor(row.name, tier=tier, device=_CPU)) for row in rows]
+        errors.append(product_error(left, right, made[0], made[1]))
+    return errors[0], product_energy(left, right), errors[1]
+
+
+def _as_matrix(factor: torch.Tensor) -> torch.Tensor:
+    return factor.reshape(factor.shape[0], -1)

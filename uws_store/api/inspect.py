@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from uws_store import layout
+from uws_store.api.adapters import AdapterSummary, summarise_adapter
 from uws_store.api.drift import Growth, growth_of
 from uws_store.api.family import open_family, open_registry
 from uws_store.api.where import parse_condition, select
@@ -121,6 +122,8 @@ class ModelSummary:
         Its name in the store.
     lineage : Lineage
         Where it comes from.
+    adapter : AdapterSummary or None
+        For adapters: their base model and ranks.
     """
 
     family: str
@@ -142,6 +145,7 @@ class ModelSummary:
     published: str
     digest: str
     lineage: Lineage
+    adapter: AdapterSummary | None = None
 
 
 def list_families(*, registry: str | Registry | None = None) -> tuple[FamilySummary, ...]:
@@ -220,7 +224,8 @@ def show(
         basis = opened.basis(entry.basis_digest)
         prefix = layout.model_prefix(family, entry.digest)
         document = read_document(opened.registry.storage, prefix, digest=entry.digest)
-        residual = sum(_stored_bytes(document.residual(width)) for width in (16, 32, 64))
+        arrays = (document.gauge, *(document.residual(width) for width in (16, 32, 64)))
+        residual = sum(_stored_bytes(array) for array in arrays)
         files = _stored_bytes(document.file_bytes)
         private = document.private_size_bytes
         compact = entry.size_bytes - residual - files
@@ -251,6 +256,7 @@ def show(
                 published=entry.time,
                 digest=entry.digest,
                 lineage=_lineage(entry, document, basis, state.tasks[entry.task]),
+                adapter=summarise_adapter(document, basis),
             )
         )
     summary = _summary(state)

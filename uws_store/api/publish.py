@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from uws_store import layout
+from uws_store.api.adapters import remarks_on_adapters, require_base, shapes_within
 from uws_store.api.encoding import (
     EncodeJob,
     FamilyTarget,
@@ -106,6 +107,7 @@ def build(
     exact: bool = False,
     expect_models: int | None = None,
     skip_mismatched: bool = False,
+    base: str | Path | None = None,
     executor: str | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
@@ -145,6 +147,9 @@ def build(
         Plan the basis for a family of this size, when more models will be added.
     skip_mismatched : bool
         Leave out members of another architecture instead of refusing the zoo.
+    base : str or Path, optional
+        For adapters: the checkpoint of the model they were trained on. Its digest stands in the family's record; the
+        path that adapters name is never opened.
     executor : str, optional
         Where the work runs: ``"threads"`` (the default), ``"serial"``, ``"processes"``, ``"dask"`` for a Dask cluster on
         this machine or ``"dask://host:port"``. The stored bytes do not depend on it.
@@ -168,7 +173,8 @@ def build(
     FidelityError
         When a model misses ``max_drop`` (``fidelity/max-drop``).
     IncompatibleError
-        When members are of different architectures.
+        When members are of different architectures, or adapters of different base models
+        (``incompatible/base-model``).
     FormatError
         When a checkpoint is damaged.
     MemoryLimitError
@@ -196,7 +202,11 @@ def build(
     )
     spec = ExecutorSpec.parse(executor, workers=workers)
     with (
-        Members(scan_zoo(Path(zoo)), skip_mismatched=skip_mismatched) as members,
+        Members(
+            scan_zoo(Path(zoo)),
+            skip_mismatched=skip_mismatched,
+            base=Path(base) if base is not None else None,
+        ) as members,
         Workers(spec) as pool,
         contextlib.ExitStack() as held,
     ):
@@ -274,7 +284,7 @@ def build(
             commit=commit.number,
             step=step_of(target.basis.document.step).value,
             scores=summarise((model.task, score) for model in results for score in model.scores),
-            remarks=judge.remarks if judge else (),
+            remarks=(*remarks_on_adapters(members), *(judge.remarks if judge else ())),
             projected_memory_bytes=projection.with_room_bytes(pool.width, limit),
         )
 
@@ -320,7 +330,8 @@ def add(
     NotFoundError
         When there is no such family or checkpoint.
     IncompatibleError
-        When the checkpoint is of another architecture (``incompatible/architecture``).
+        When the checkpoint is of another architecture (``incompatible/architecture``), or an adapter for another base
+        model (``incompatible/base-model``).
     FidelityError
         When the model misses the family's promise (``fidelity/max-drop``).
     UwsError
@@ -345,6 +356,7 @@ def add(
     )
     with open_checkpoint(path) as source:
         require_architecture(basis, source, family)
+        require_base(basis, source, family)
         basis.prefetch()
         judge = Judge(request, {name: source}, progress=progress) if request else None
         if judge is not None:
@@ -395,7 +407,7 @@ def require_architecture(basis: Basis, checkpoint: Checkpoint, family: str) -> N
     """Refuse a checkpoint of another architecture than the basis's, with the kind of the problem."""
     own = {record.name: record.shape for record in basis.document.tensors}
     # The family counts twice, so that its signature is the majority whatever the newcomer looks like.
-    report = compare({"a": own, "b": own, checkpoint.source: checkpoint.shapes()})
+    report = compare({"a": own, "b": own, checkpoint.source: shapes_within(basis, checkpoint)})
     newcomer = next(member for member in report.members if member.task == checkpoint.source)
     if not newcomer.fits:
         raise IncompatibleError(

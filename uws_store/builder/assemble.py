@@ -6,6 +6,7 @@ Owns the grids that are chosen at build time. Writes nothing.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -22,7 +23,15 @@ from uws_store.canonical import Step
 from uws_store.config import tool_version
 from uws_store.executors import Workers
 from uws_store.metadata.arrays import ArrayRecord
-from uws_store.metadata.basis import BasisDocument, BuildRecord, SideRecord, StepRecord, TensorRecord
+from uws_store.metadata.basis import (
+    AdapterRecord,
+    BasisDocument,
+    BuildRecord,
+    LowRankRecord,
+    SideRecord,
+    StepRecord,
+    TensorRecord,
+)
 from uws_store.metadata.group import to_group_bytes
 from uws_store.plan import mean_grid
 from uws_store.store import encode_array
@@ -58,8 +67,18 @@ def assemble_basis(
     # A mean that would not fit 32 bits on its grid belongs to a tensor of another scale than the zoo's: private.
     means = {fit.survey.name: _mean_on_grid(fit, step) for fit in fits}
     coded = {fit.survey.name: fit for fit in fits if means[fit.survey.name] is not None}
+    for fit in fits:
+        # A factor is nothing without the other.
+        if fit.survey.place and not all(name in coded for name in fit.survey.place.product):
+            coded.pop(fit.survey.name, None)
+    products = {
+        product: number
+        for number, product in enumerate(
+            dict.fromkeys(fit.survey.place.product for fit in coded.values() if fit.survey.place)
+        )
+    }
     groups = _read_groups([coded[survey.name] for survey in surveys if survey.name in coded])
-    rows = tuple(_row(survey, coded.get(survey.name), means, groups) for survey in surveys)
+    rows = tuple(_row(survey, coded.get(survey.name), means, groups, products) for survey in surveys)
     order = sorted(
         (survey.name for survey in surveys if survey.name in coded), key=lambda name: groups[name]
     )  # stable: coding order is by group, then by table
@@ -97,6 +116,7 @@ def assemble_basis(
         shared=records.get("shared"),
         files=files,
         file_bytes=records.get("files"),
+        adapter=_adapter_record(members),
         build=BuildRecord(
             models=len(members.checkpoints),
             sources=members.sources_digest(workers),
@@ -118,7 +138,7 @@ def assemble_basis(
 
 def _mean_on_grid(fit: TensorFit, step: Step) -> tuple[torch.Tensor, int] | None:
     """Round the mean to its grid; None when that needs over 32 bits."""
-    rms = math.sqrt(fit.survey.change_energy / math.prod(fit.survey.shape))
+    rms = math.sqrt(fit.survey.change_energy / math.prod(fit.survey.shape)) / fit.survey.sensitivity
     grid = mean_grid(step=step.value * 2.0**-fit.shift, change_rms=rms)
     whole = torch.round(fit.mean * math.ldexp(1.0, grid))
     if not bool(whole.abs().max() < _MEAN_LIMIT) or abs(grid) > 256:
@@ -154,6 +174,7 @@ def _row(
     fit: TensorFit | None,
     means: dict[str, tuple[torch.Tensor, int] | None],
     groups: dict[str, int],
+    products: dict[tuple[str, str], int],
 ) -> TensorRecord:
     mean = means.get(survey.name)
     if fit is None or mean is None:
@@ -174,7 +195,27 @@ def _row(
         mean_grid=mean[1],
         shift=fit.shift,
         group=groups[survey.name],
+        low_rank=LowRankRecord(product=products[survey.place.product], side=survey.place.side)
+        if survey.place
+        else None,
     )
+
+
+def _adapter_record(members: Members) -> AdapterRecord | None:
+    """What most members' adapter configurations say, field by field."""
+    configs = [checkpoint.adapter for checkpoint in members.checkpoints.values() if checkpoint.adapter]
+    if not configs:
+        return None
+    counts: dict[str, Counter[str]] = {}
+    for config in configs:
+        for key, text in config.entries:
+            counts.setdefault(key, Counter())[text] += 1
+    common = tuple(
+        (key, texts.most_common(1)[0][0])
+        for key, texts in sorted(counts.items())
+        if 2 * texts.total() > len(configs)
+    )
+    return AdapterRecord(base_model=configs[0].base_model, base_sha256=members.base_sha256, config=common)
 
 
 def _side_record(side: QuantisedSide | None) -> SideRecord | None:

@@ -118,7 +118,12 @@ class BasisBuilder:
             workers,
             models,
             tuple(sample_tasks(list(members.checkpoints), self._parameters)),
-            (("expect-models", str(models)), ("fidelity", str(fidelity)), *options),
+            (
+                ("expect-models", str(models)),
+                ("fidelity", str(fidelity)),
+                *_form_option(members, coded),
+                *options,
+            ),
             _shifts(coded),
             max_decode_flops_per_weight or decode_budget(self._parameters),
             fidelity.kind == "bits",
@@ -264,18 +269,32 @@ def encode_within(
     return model
 
 
+def _form_option(members: Members, coded: Sequence[TensorSurvey]) -> tuple[tuple[str, str], ...]:
+    """How products are coded, for models that are added later."""
+    products = members.checkpoints.products
+    return (("form", products.form),) if products and any(survey.place for survey in coded) else ()
+
+
 def _shifts(coded: Sequence[TensorSurvey]) -> dict[str, int]:
-    """Give every tensor a step in proportion to its change (see :func:`uws_store.plan.step_shift`)."""
+    """Give every tensor a step in proportion to its change (see :func:`uws_store.plan.step_shift`).
+
+    The two factors of a product share one step in the product: each gets it by its own sensitivity.
+    """
     parameters = sum(math.prod(survey.shape) for survey in coded)
     energy = sum(survey.change_energy for survey in coded)
+    products: dict[object, list[TensorSurvey]] = {}
+    for survey in coded:
+        products.setdefault(survey.place.product if survey.place else survey.name, []).append(survey)
     return {
         survey.name: step_shift(
-            own_energy=survey.change_energy,
-            own_parameters=math.prod(survey.shape),
+            own_energy=sum(each.change_energy for each in together),
+            own_parameters=sum(math.prod(each.shape) for each in together),
             energy=energy,
             parameters=parameters,
         )
-        for survey in coded
+        + round(math.log2(survey.sensitivity))
+        for together in products.values()
+        for survey in together
     }
 
 

@@ -18,7 +18,9 @@ import torch
 from uws_store import layout
 from uws_store.basis import Basis, step_of
 from uws_store.builder.alone import cheaper_alone, pack_private
+from uws_store.builder.encode_product import EncodedProduct, encode_product, gauge_numbers, ranks_of
 from uws_store.builder.files import own_files, pack_files
+from uws_store.builder.products import Form
 from uws_store.builder.transform import Analysis
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint, TensorInfo
@@ -72,7 +74,7 @@ class EncodedModel:
     @property
     def compact_bytes(self) -> int:
         """Bytes of everything that the weights of the compact tier need, metadata included."""
-        beside = ("residual", "files/")
+        beside = ("residual", "gauge/", "files/")
         return sum(len(data) for path, data in self.objects.items() if not path.startswith(beside))
 
     @property
@@ -165,8 +167,11 @@ def _encode(work: _Encoding, scores: tuple[ScoreRecord, ...]) -> EncodedModel:
         info = checkpoint.tensors.get(record.name)
         if info is None:
             work.absent.append(record.name)
-        else:
+        elif record.low_rank is None:
             work.encode(record, info)
+    form: Form = "plain" if dict(basis.document.build.options).get("form") == "plain" else "balanced"
+    for left, right in basis.document.products():
+        work.encode_product(left, right, form)
     for name, info in checkpoint.tensors.items():
         if name not in basis.table:
             work.keep(info, checkpoint.read(name), None)
@@ -196,6 +201,7 @@ class _Encoding:
         default_factory=dict
     )
     notices: list[str] = field(default_factory=list)
+    products: list[EncodedProduct] = field(default_factory=list)
 
     def keep(self, info: TensorInfo, tensor: torch.Tensor, why: str | None) -> None:
         """Keep a tensor byte for byte; say why when nobody would expect it."""
@@ -266,6 +272,34 @@ class _Encoding:
                 residual_classes(prediction, record.shift),
             )
 
+    def encode_product(self, left: TensorRecord, right: TensorRecord, form: Form) -> None:
+        """Encode the two factors of a product, or keep what there is of them."""
+        found = [info for row in (left, right) if (info := self.checkpoint.tensors.get(row.name)) is not None]
+        if len(found) < 2:
+            for info in found:
+                self.keep(info, self.checkpoint.read(info.name), "the other factor of its product is missing")
+            return
+        made = encode_product(
+            self.basis, self.checkpoint, (left, right), step=self.step, form=form, analyses=self.analyses.get
+        )
+        if isinstance(made, str):
+            for info in found:
+                self.keep(info, self.checkpoint.read(info.name), made)
+            return
+        self.products.append(made)
+        for factor, info, record in zip(made.factors, found, (left, right), strict=True):
+            self.energies[record.name] = made.error_energy, made.energy
+            self.cores[record.name] = factor.core
+            self.compact_digests[record.name] = digest_of(factor.compact)
+            self.exact_digests[record.name] = digest_of(factor.source)
+            if info.dtype.name != record.dtype:
+                self.dtypes[record.name] = info.dtype.name
+            if self.exact:
+                self.residuals[record.name] = (
+                    residual_of(factor.source, factor.prediction, info.dtype),
+                    residual_classes(factor.prediction, record.shift or 0),
+                )
+
     def _group_core(self, index: int) -> npt.NDArray[np.int32]:
         """Integers of a read group, sorted by significance; zeros for tensors that are not coded here."""
         group = self.basis.groups[index]
@@ -299,6 +333,8 @@ class _Encoding:
         kept: list[tuple[str, bytes]] = []
         for index, group in enumerate(self.basis.groups):
             names = [name for name in group.names if name in self.cores]
+            if any(self.basis.table[name].low_rank for name in group.names):
+                continue
             tensors = [(self._dtype(name), bytes_of(self.checkpoint.read(name))) for name in names]
             streams = [self._group_core(index), *self._group_residuals(index).values()]
             if names and cheaper_alone(tensors, streams, overhead=overhead):
@@ -347,6 +383,11 @@ class _Encoding:
         core = self._pack_core()
         if core is not None:
             arrays["core"] = core
+        gauge = gauge_numbers(self.products) if self.exact else None
+        if gauge is not None:
+            arrays["gauge"] = encode_array(
+                gauge, chunk=layout.core_chunk_for(len(gauge)), page=layout.page_for(len(gauge))
+            )
         shared_files, own = own_files(self.basis, self.checkpoint)
         files, file_array = pack_files(own)
         if file_array is not None:
@@ -356,6 +397,9 @@ class _Encoding:
         table_names = [record.name for record in self.basis.document.tensors]
         extra = [record.name for record, _ in self.private if record.name not in self.basis.table]
         order = [name for name in (*table_names, *extra) if name in self.compact_digests]
+        # A product counts once: with its left factor.
+        seconds = {right.name for _, right in self.basis.document.products()}
+        counted = [name for name in self.energies if name not in seconds]
         document = ModelDocument(
             basis=self.basis.digest,
             step=StepRecord(mantissa=self.step.mantissa, exponent=self.step.exponent),
@@ -372,14 +416,17 @@ class _Encoding:
             residual16=records.get("residual16"),
             residual32=records.get("residual32"),
             residual64=records.get("residual64"),
+            ranks=ranks_of(self.products, self.basis) or None,
+            scales=ModelDocument.pack_scales([scale for made in self.products for scale in made.scales]),
+            gauge=records.get("gauge"),
             shared_files=shared_files,
             files=files,
             file_bytes=records.get("files"),
             compact=DigestRecord.over([self.compact_digests[name] for name in order]),
             exact=DigestRecord.over([self.exact_digests[name] for name in order]) if self.exact else None,
             rel_error=relative_error(
-                math.fsum(error for error, _ in self.energies.values()),
-                math.fsum(energy for _, energy in self.energies.values()),
+                math.fsum(self.energies[name][0] for name in counted),
+                math.fsum(self.energies[name][1] for name in counted),
             ),
             errors=ModelDocument.pack_errors(
                 [relative_error(*self.energies[name]) for name in table_names if name in self.energies]

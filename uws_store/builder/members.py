@@ -17,12 +17,13 @@ import numpy as np
 from uws_store.architecture import ArchitectureReport, compare
 from uws_store.builder.files import common_files
 from uws_store.builder.memory import MemoryProjection
+from uws_store.builder.products import choose_form, find_products, largest_start
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.survey import Surveyed, SurveyJob, TensorSurvey, survey_tensor
 from uws_store.builder.work import WorkFolder, resumed
 from uws_store.checkpoint import Checkpoint, ZooMember, open_checkpoint
 from uws_store.config import tool_version
-from uws_store.errors import InvalidInputError
+from uws_store.errors import IncompatibleError, InvalidInputError
 from uws_store.executors import Workers
 
 __all__ = ["SMALL_ELEMENTS", "Members", "piece_name", "sample_tasks"]
@@ -45,6 +46,14 @@ class Members:
         Further members that are open; they are not closed here, and other processes cannot open them.
     skip_mismatched : bool
         Leave out members of another architecture instead of refusing the zoo.
+    base : Path, optional
+        The checkpoint that adapters were trained on, for its digest.
+
+    Raises
+    ------
+    IncompatibleError
+        When members are of different architectures, or adapters of different base models
+        (``incompatible/base-model``).
     """
 
     def __init__(
@@ -53,13 +62,15 @@ class Members:
         *,
         also: Mapping[str, Checkpoint] | None = None,
         skip_mismatched: bool = False,
+        base: Path | None = None,
     ) -> None:
         with ExitStack() as stack:
             opened = dict(also or {})
             opened |= {member.task: stack.enter_context(open_checkpoint(member.path)) for member in zoo}
             paths = {task: checkpoint.source for task, checkpoint in opened.items()}
             paths |= {member.task: str(member.path) for member in zoo}
-            report = compare({task: checkpoint.shapes() for task, checkpoint in opened.items()})
+            products = find_products(opened)
+            report = compare({task: products.shapes(task, checkpoint) for task, checkpoint in opened.items()})
             if not skip_mismatched:
                 report.require_one_family()
             self.report: ArchitectureReport = report
@@ -71,6 +82,7 @@ class Members:
                     if task in matched
                 ],
                 opened,
+                products,
             )
             if len(self.checkpoints) < 2:
                 raise InvalidInputError(
@@ -80,6 +92,10 @@ class Members:
                     kind="invalid-input/one-model-zoo",
                 )
             self.side_files: Mapping[str, bytes] = common_files(self.checkpoints)
+            _require_one_base(self.checkpoints)
+            self.base_sha256 = _digest_of_base(base)
+            if products.places:
+                self.checkpoints.products = choose_form(products, self.checkpoints)
             self._outliers: dict[str, tuple[str, ...]] = {}
             self._sha256: dict[str, str] = {}
             self.work: WorkFolder | None = None
@@ -137,7 +153,9 @@ class Members:
         signatures = self.report.majority
         elements = sum(math.prod(signature.shape) for signature in signatures)
         sizes = [info.dtype.size_bytes for one in self.checkpoints.values() for info in one.tensors.values()]
-        width = max(sizes, default=4)
+        # Products are kept as they are coded, in float64.
+        products = self.checkpoints.products
+        width = 8 if products and products.places else max(sizes, default=4)
         return MemoryProjection.of(
             (signature.shape for signature in signatures),
             members=len(self.checkpoints),
@@ -170,6 +188,10 @@ class Members:
             picked.add(signatures[index].name)
             wanted -= math.prod(signatures[index].shape)
         return frozenset(picked)
+
+    def largest_start(self) -> int:
+        """How many adapters began from one random A; 0 for a zoo without products."""
+        return largest_start(self.checkpoints.products, self.checkpoints) if self.checkpoints.products else 0
 
     def sources_digest(self, workers: Workers | None = None) -> str:
         """SHA-256, hex, over the sorted lines ``<sha256 of the checkpoint> <task>``."""
@@ -234,6 +256,27 @@ def sample_tasks(tasks: Sequence[str], parameters: int) -> list[str]:
 def piece_name(task: str) -> str:
     """Name a task's piece of work so that any disk can hold it."""
     return hashlib.sha256(task.encode()).hexdigest()[:32]
+
+
+def _require_one_base(checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Refuse adapters of several base models: what they add means nothing to another."""
+    bases: dict[str, str] = {}
+    for task, checkpoint in checkpoints.items():
+        if checkpoint.adapter is not None:
+            bases.setdefault(checkpoint.adapter.base_model, task)
+    if len(bases) > 1:
+        named = "; ".join(f"{task} is for {base or 'none that it names'}" for base, task in bases.items())
+        raise IncompatibleError(
+            f"the adapters are for {len(bases)} base models ({named}); make a family for each",
+            kind="incompatible/base-model",
+        )
+
+
+def _digest_of_base(base: Path | None) -> str | None:
+    if base is None:
+        return None
+    with open_checkpoint(base) as checkpoint:
+        return checkpoint.sha256()
 
 
 def _sha256_of(job: tuple[ZooFiles, str]) -> str:

@@ -12,7 +12,7 @@ import json
 import types
 import zipfile
 from collections.abc import Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -81,6 +81,10 @@ def _make(tree: Any, kind: Any, arrays: Mapping[str, Any]) -> Any:  # noqa: ANN4
         fields = dataclasses.fields(kind)
         made = [_make(held, hints[field.name], arrays) for held, field in zip(tree, fields, strict=True)]
         return kind(**{field.name: value for field, value in zip(fields, made, strict=True)})
+    if origin is Literal:
+        if tree not in inner:
+            raise ValueError(f"expected one of {inner}, found {tree!r}")
+        return tree
     if origin is tuple:
         kinds = [inner[0]] * len(tree) if inner[-1:] == (Ellipsis,) else inner
         return tuple(_make(held, one, arrays) for held, one in zip(tree, kinds, strict=True))

@@ -186,7 +186,8 @@ def _scorer(
             total = 0.0
             for fit in fits:
                 difference = fit.samples[task] - quantise(fit.samples[task], step) * step
-                total += float(difference.to(torch.float64).square().sum()) * 4.0**-fit.shift
+                scale = 4.0**-fit.shift * fit.survey.sensitivity**2
+                total += float(difference.to(torch.float64).square().sum()) * scale
             worst = max(worst, total)
         return worst - allowed
 

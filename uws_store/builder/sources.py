@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from uws_store.builder.products import FactorPlace, Products
 from uws_store.checkpoint import Checkpoint, open_checkpoint
 from uws_store.errors import InvalidInputError
 
@@ -54,9 +55,17 @@ class ZooFiles(Mapping[str, Checkpoint]):
         In the order of the tasks.
     opened : mapping of str to Checkpoint, optional
         Those that are open here. Whoever opened them closes them.
+    products : Products, optional
+        Which tensors are factors of products; their slices are given as they are coded.
     """
 
-    def __init__(self, places: Sequence[Place], opened: Mapping[str, Checkpoint] | None = None) -> None:
+    def __init__(
+        self,
+        places: Sequence[Place],
+        opened: Mapping[str, Checkpoint] | None = None,
+        products: Products | None = None,
+    ) -> None:
+        self.products = products
         self.places = {place.task: place for place in places}
         self._opened = dict(opened or {})
         self._kept: dict[tuple[str, str], torch.Tensor] = {}
@@ -74,8 +83,12 @@ class ZooFiles(Mapping[str, Checkpoint]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __reduce__(self) -> tuple[type[ZooFiles], tuple[tuple[Place, ...]]]:
-        return ZooFiles, (tuple(self.places.values()),)
+    def __reduce__(self) -> tuple[type[ZooFiles], tuple[tuple[Place, ...], None, Products | None]]:
+        return ZooFiles, (tuple(self.places.values()), None, self.products)
+
+    def place(self, name: str) -> FactorPlace | None:
+        """What a tensor is to a product; None when it is no factor."""
+        return self.products.places.get(name) if self.products else None
 
     def note_sha256(self, task: str, digest: str) -> None:
         """Tell an open checkpoint its digest, which was computed elsewhere or before, of files in the same state."""
@@ -96,6 +109,12 @@ class ZooFiles(Mapping[str, Checkpoint]):
             self._pinned = frozenset()
             self._room_bytes = 0
 
+    def holds(self, task: str, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a member has a tensor of this shape, or, for a factor, the product at any rank."""
+        if self.place(name) is not None and self.products is not None:
+            return self.products.has(task, name)
+        return self[task].tensors[name].shape == shape
+
     def slices(self, name: str, tasks: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Read a tensor of several members, in the order of the tasks, each while the one before is at work.
 
@@ -104,7 +123,7 @@ class ZooFiles(Mapping[str, Checkpoint]):
         task : str
             The member.
         tensor : torch.Tensor
-            As it is stored; nobody may write into it.
+            As it is stored, a factor as it is coded; nobody may write into it.
         """
         tasks = list(tasks)
         if not tasks:
@@ -126,14 +145,18 @@ class ZooFiles(Mapping[str, Checkpoint]):
         kept = self._kept.get((task, name))
         if kept is not None:
             return kept
-        tensor = self[task].read(name)
+        if self.products is not None and self.products.has(task, name):
+            read = self.products.read(task, name, self[task])
+        else:
+            read = {name: self[task].read(name)}
         with self._lock:
-            if name in self._pinned:
-                self._kept[task, name] = tensor
-            elif tensor.nbytes <= self._room_bytes:
-                self._room_bytes -= tensor.nbytes
-                self._kept[task, name] = tensor
-        return tensor
+            for own, tensor in read.items():
+                if own in self._pinned:
+                    self._kept[task, own] = tensor
+                elif tensor.nbytes <= self._room_bytes and (task, own) not in self._kept:
+                    self._room_bytes -= tensor.nbytes
+                    self._kept[task, own] = tensor
+        return read[name]
 
 
 _HERE: OrderedDict[Place, Checkpoint] = OrderedDict()

@@ -10,12 +10,13 @@ import functools
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from uws_store.builder.products import FactorPlace
 from uws_store.builder.sources import ZooFiles
-from uws_store.dtypes import DTYPES
+from uws_store.dtypes import DTYPES, DType
 from uws_store.tensor_bytes import digest_of
 
 __all__ = ["SurveyJob", "Surveyed", "TensorSurvey", "is_statistic", "survey_tensor"]
@@ -53,7 +54,12 @@ class TensorSurvey:
     usable : tuple of str
         Tasks whose tensor takes part in the fit.
     energy, change_energy : float
-        Mean over the usable members of the sum of squares, of the tensor and of its change about the mean.
+        Mean over the usable members of the sum of squares, of the tensor and of its change about the mean, times the
+        square of ``sensitivity``.
+    place : FactorPlace or None
+        For a factor of a product.
+    sensitivity : float
+        By how much its errors grow in the product.
     """
 
     name: str
@@ -64,6 +70,8 @@ class TensorSurvey:
     usable: tuple[str, ...]
     energy: float = 0.0
     change_energy: float = 0.0
+    place: FactorPlace | None = None
+    sensitivity: float = 1.0
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -104,13 +112,15 @@ def survey_tensor(job: SurveyJob) -> Surveyed:
     """Classify one tensor, reading it once from each member (twice when a member's norm is far beyond the others')."""
     files, name, shape = job.files, job.name, job.shape
     infos = {task: info for task in files if (info := files[task].tensors.get(name)) is not None}
-    same_shape = [task for task, info in infos.items() if info.shape == shape]
+    place = files.place(name)
+    same_shape = [task for task in infos if files.holds(task, name, shape)]
     energies: dict[str, float] = {}
     digests: dict[str, bytes] = {}
     total: torch.Tensor | None = None
     for task, tensor in files.slices(name, same_shape):
         dtype = infos[task].dtype
-        digests[task] = digest_of(tensor) + dtype.name.encode()
+        # No two factors are taken for equal: what they make is another matter than what they are.
+        digests[task] = f"{task}/{name}".encode() if place else digest_of(tensor) + dtype.name.encode()
         if not dtype.is_float:
             continue
         values = tensor.to(torch.float64)
@@ -137,13 +147,7 @@ def survey_tensor(job: SurveyJob) -> Surveyed:
     everywhere = len(digests) == len(files)
     if everywhere and len(set(digests.values())) == 1:
         mode = "shared"
-    elif (
-        is_statistic(name)
-        or len(usable) < 2
-        or 2 * len(digests) < len(files)
-        or not DTYPES[most].is_float
-        or 0 in shape
-    ):
+    elif _stays_private(name, shape, DTYPES[most]) or len(usable) < 2 or 2 * len(digests) < len(files):
         mode = "private"
     else:
         mode = "coded"
@@ -152,7 +156,28 @@ def survey_tensor(job: SurveyJob) -> Surveyed:
     mean_energy = sum(energies.values()) / len(usable)
     change_energy = max(0.0, mean_energy - float((total / len(usable)).square().sum()))
     survey = TensorSurvey(name, shape, most, mode, None, usable, mean_energy, change_energy)
-    return Surveyed(survey, digests, tuple(outliers))
+    return Surveyed(_in_product(survey, files), digests, tuple(outliers))
+
+
+def _in_product(survey: TensorSurvey, files: ZooFiles) -> TensorSurvey:
+    """See a factor by what it does to its product."""
+    place = files.place(survey.name)
+    if place is None or files.products is None or survey.mode != "coded":
+        return survey
+    sensitivity = files.products.sensitivity(files, survey.usable, survey.name)
+    return replace(
+        survey,
+        energy=survey.energy * sensitivity**2,
+        change_energy=survey.change_energy * sensitivity**2,
+        place=place,
+        sensitivity=sensitivity,
+    )
+
+
+def _stays_private(name: str, shape: tuple[int, ...], dtype: DType) -> bool:
+    """Whether a tensor is none to code: a statistic, the ``alpha`` beside an adapter's factors, integers, nothing."""
+    is_scaling = not shape and name.rsplit(".", 1)[-1] == "alpha"
+    return is_statistic(name) or is_scaling or not dtype.is_float or 0 in shape
 
 
 def _outliers(energies: Mapping[str, float]) -> list[str]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from uws_store.adapter import AdapterConfig
+
 __all__ = ["Checkpoint", "TensorInfo", "check_rows", "listed", "owned_copy", "tensor_info"]
 
 # An integer type of each width: moving integers keeps every bit, NaN payloads and odd booleans included.
@@ -76,6 +78,8 @@ class Checkpoint(ABC):
         The size of its weight files.
     side_files : tuple of str
         Names of the small files beside the weights that travel with them; none for a checkpoint that is no folder.
+    adapter : AdapterConfig or None
+        What an ``adapter_config.json`` beside the weights says.
     """
 
     source: str
@@ -85,6 +89,7 @@ class Checkpoint(ABC):
     metadata: Mapping[str, str]
     file_size_bytes: int
     side_files: tuple[str, ...] = ()
+    adapter: AdapterConfig | None = None
 
     def read_side_file(self, name: str) -> bytes:
         """Read one of :attr:`side_files`.

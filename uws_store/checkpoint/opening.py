@@ -12,11 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from uws_store.adapter import CONFIG_NAME, MAX_CONFIG_BYTES, AdapterConfig, parse_config
 from uws_store.checkpoint.base import Checkpoint, TensorInfo, check_rows, listed, tensor_info
 from uws_store.checkpoint.folder import SAFETENSORS_SUFFIX, Parts, parts_of
 from uws_store.checkpoint.safetensors_file import SafetensorsFile
 from uws_store.checkpoint.side_files import find_side_files, read_side_file
 from uws_store.checkpoint.torch_file import TorchFile
+from uws_store.checkpoint.weight_file import file_errors
 from uws_store.errors import FormatError, InvalidInputError, Problem
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ __all__ = ["open_checkpoint"]
 _PREFIX = "module."
 # The one name that safetensors keeps for itself.
 _RESERVED_NAME = "__metadata__"
+# What PEFT calls the weights of an adapter.
+_ADAPTER_STEM = "adapter_model"
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -58,7 +62,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         When a file is damaged, cut short or missing from its set (kind ``format/checkpoint``).
     InvalidInputError
         When it is not a checkpoint (kind ``invalid-input/not-a-checkpoint``), more than one
-        (``invalid-input/ambiguous-checkpoint``), one without tensors (``invalid-input/no-tensors``), or one that
+        (``invalid-input/ambiguous-checkpoint``), its adapter configuration cannot be used
+        (``invalid-input/adapter-config``), one without tensors (``invalid-input/no-tensors``), or one that
         holds what cannot be kept (``invalid-input/pickle``, ``invalid-input/dtype``, ``invalid-input/tensor-kind``,
         ``invalid-input/tensor-name``).
     StorageError
@@ -73,8 +78,21 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             files.append(SafetensorsFile(file) if is_safe else TorchFile(file))
             stack.callback(files[-1].close)
         checkpoint = _FileCheckpoint(where, files, parts)
+        checkpoint.adapter = _adapter_beside(where, parts)
         stack.pop_all()
     return checkpoint
+
+
+def _adapter_beside(where: Path, parts: Parts) -> AdapterConfig | None:
+    """Read the configuration that makes weights an adapter: in their folder, or beside a file of PEFT's name."""
+    if not where.is_dir() and where.stem != _ADAPTER_STEM:
+        return None
+    path = parts.files[0].parent / CONFIG_NAME
+    if not path.is_file():
+        return None
+    with file_errors(path), path.open("rb") as file:
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    return parse_config(data, where=str(path))
 
 
 class _FileCheckpoint(Checkpoint):

@@ -121,6 +121,9 @@ def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iter
             *(growth_facts(family.growth) if family.growth is not None else ()),
         )
     )
+    adapter = next((model.adapter for model in models if model.adapter is not None), None)
+    if adapter is not None:
+        yield f"adapters for {adapter.base_model or 'a model they do not name'}"
     yield ""
     scored = any(model.scores for model in models)
     yield columns(
@@ -179,6 +182,14 @@ def _model_facts(model: ModelSummary) -> Iterator[tuple[str, str, str]]:
         yield "", name, ""
     if len(model.private_tensors) > 5:
         yield "", "", f"and {len(model.private_tensors) - 5} more"
+    if model.adapter is not None:
+        adapter = model.adapter
+        yield "adapter for", adapter.base_model or "a model it does not name", adapter.base_sha256 or ""
+        ranks = ", ".join(str(rank) for rank in adapter.ranks)
+        yield "  products", str(adapter.products), f"rank {ranks}" if ranks else ""
+        for name, value in adapter.config:
+            if name == "target_modules":
+                yield "", f"{name} {value}", ""
     if model.side_files:
         yield "side files", str(len(model.side_files)), ", ".join(model.side_files)
     lineage = model.lineage

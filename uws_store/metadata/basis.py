@@ -16,7 +16,16 @@ from uws_store.metadata.arrays import MAX_ELEMENTS, ArrayRecord, Sha256Hex
 from uws_store.metadata.document import Document, Part
 from uws_store.metadata.files import MAX_FILES, FileRecord, check_files
 
-__all__ = ["MAX_TENSORS", "BasisDocument", "BuildRecord", "SideRecord", "StepRecord", "TensorRecord"]
+__all__ = [
+    "MAX_TENSORS",
+    "AdapterRecord",
+    "BasisDocument",
+    "BuildRecord",
+    "LowRankRecord",
+    "SideRecord",
+    "StepRecord",
+    "TensorRecord",
+]
 
 MAX_TENSORS = 1 << 17
 """Most tensors of an architecture."""
@@ -54,6 +63,39 @@ class SideRecord(Part):
         return self
 
 
+class LowRankRecord(Part):
+    """What makes a tensor one of the two thin factors of a product.
+
+    Attributes
+    ----------
+    product : int
+        The product's number, from 0.
+    side : {"left", "right"}
+        ``left`` is the (m x r) factor, ``right`` the (r x n) one; the row's shape has the family's largest rank r.
+    """
+
+    product: Annotated[int, Field(ge=0, le=MAX_TENSORS)]
+    side: Literal["left", "right"]
+
+
+class AdapterRecord(Part):
+    """What a family of adapters is made for, and what their configurations have in common.
+
+    Attributes
+    ----------
+    base_model : str
+        Id or path of the base model as the adapters name it; text, never followed.
+    base_sha256 : str or None
+        Digest of the base model's weight files, where it was given.
+    config : tuple of (str, str)
+        Fields of ``adapter_config.json`` and their values as JSON text, sorted by field.
+    """
+
+    base_model: Annotated[str, Field(max_length=4096)]
+    base_sha256: Sha256Hex | None = None
+    config: Annotated[tuple[tuple[str, str], ...], Field(max_length=256)] = ()
+
+
 class TensorRecord(Part):
     """One row of the tensor table.
 
@@ -74,6 +116,8 @@ class TensorRecord(Part):
         For ``coded``: the tensor's step is the model's step times ``2**-shift``.
     group : int or None
         For ``coded``: its read group.
+    low_rank : LowRankRecord or None
+        For ``coded``: the product of which the tensor is a factor.
     """
 
     name: TensorName
@@ -86,6 +130,7 @@ class TensorRecord(Part):
     mean_grid: Annotated[int, Field(ge=-256, le=256)] | None = None
     shift: Annotated[int, Field(ge=-64, le=64)] | None = None
     group: Annotated[int, Field(ge=0, le=MAX_TENSORS)] | None = None
+    low_rank: LowRankRecord | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -100,8 +145,14 @@ class TensorRecord(Part):
             for side, extent in ((self.left, self.matrix[0]), (self.right, self.matrix[1])):
                 if side is not None and side.block > extent:
                     raise ValueError(f"{self.name}: a block of {side.block} on a side of {extent}")
-        elif any(value is not None for value in (*coded, self.left, self.right)):
-            raise ValueError(f"{self.name}: only a coded tensor has factors, mean_grid, shift or group")
+            if self.low_rank is not None and self.slices is None:
+                raise ValueError(
+                    f"{self.name}: a factor of a product has two axes, and its slices lie on one"
+                )
+        elif any(value is not None for value in (*coded, self.left, self.right, self.low_rank)):
+            raise ValueError(
+                f"{self.name}: only a coded tensor has factors, mean_grid, shift, group or low_rank"
+            )
         if (self.mode == "tied") != (self.tied_to is not None):
             raise ValueError(f"{self.name}: tied_to stands with mode tied and only there")
         return self
@@ -117,6 +168,22 @@ class TensorRecord(Part):
         if len(self.shape) < 2:
             return 1, self.numel
         return self.shape[0], math.prod(self.shape[1:])
+
+    @property
+    def slices(self) -> int | None:
+        """The largest rank of a factor of a product; None for any other tensor."""
+        if self.low_rank is None or len(self.shape) < 2:
+            return None
+        if self.low_rank.side == "right":
+            return self.shape[0]
+        return self.shape[1] if math.prod(self.shape[2:]) == 1 else None
+
+    def shape_at(self, rank: int) -> tuple[int, ...]:
+        """The shape that a factor of a product has in a model of some rank."""
+        assert self.low_rank is not None
+        if self.low_rank.side == "right":
+            return (rank, *self.shape[1:])
+        return (self.shape[0], rank, *self.shape[2:])
 
 
 class BuildRecord(Part):
@@ -166,6 +233,8 @@ class BasisDocument(Document):
         Side files that several models have in common, in the order they are packed.
     file_bytes : ArrayRecord or None
         Their bytes; None when there are none.
+    adapter : AdapterRecord or None
+        For families of adapters.
     build : BuildRecord
         Provenance.
     """
@@ -189,6 +258,7 @@ class BasisDocument(Document):
     shared: ArrayRecord | None = None
     files: Annotated[tuple[FileRecord, ...], Field(max_length=MAX_FILES)] = ()
     file_bytes: ArrayRecord | None = None
+    adapter: AdapterRecord | None = None
     build: BuildRecord
 
     @model_validator(mode="after")
@@ -208,4 +278,28 @@ class BasisDocument(Document):
         if sorted(set(groups)) != list(range(len(set(groups)))):
             raise ValueError("read groups are numbered from 0 without gaps")
         check_files(self.files, (), self.file_bytes)
+        self._check_products()
         return self
+
+    def _check_products(self) -> None:
+        found: dict[int, dict[str, TensorRecord]] = {}
+        for tensor in self.tensors:
+            if tensor.low_rank is not None:
+                sides = found.setdefault(tensor.low_rank.product, {})
+                if tensor.low_rank.side in sides:
+                    raise ValueError(f"{tensor.name}: its product has this side already")
+                sides[tensor.low_rank.side] = tensor
+        if sorted(found) != list(range(len(found))):
+            raise ValueError("products are numbered from 0 without gaps")
+        for product, sides in found.items():
+            if len(sides) != 2 or sides["left"].slices != sides["right"].slices:
+                raise ValueError(f"product {product} has not two factors of one rank")
+
+    def products(self) -> tuple[tuple[TensorRecord, TensorRecord], ...]:
+        """The left and the right factor of each product, by number."""
+        found: dict[tuple[int, str], TensorRecord] = {
+            (tensor.low_rank.product, tensor.low_rank.side): tensor
+            for tensor in self.tensors
+            if tensor.low_rank is not None
+        }
+        return tuple((found[number, "left"], found[number, "right"]) for number in range(len(found) // 2))

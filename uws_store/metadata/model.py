@@ -24,6 +24,8 @@ from uws_store.metadata.files import MAX_FILES, FileName, FileRecord, check_file
 
 __all__ = [
     "LEAF_BYTES",
+    "MAX_RANK",
+    "MAX_SCALE",
     "DigestRecord",
     "ModelDocument",
     "PairedRecord",
@@ -32,6 +34,12 @@ __all__ = [
     "SourceRecord",
     "relative_error",
 ]
+
+MAX_RANK = 1 << 14
+"""Largest rank of a product."""
+
+MAX_SCALE = 64
+"""Largest absolute exponent of a slice's scale."""
 
 LEAF_BYTES = 8
 """Bytes kept of each tensor's SHA-256; the root covers them whole."""
@@ -212,6 +220,13 @@ class ModelDocument(Document):
         The bytes of ``files``; None when there are none.
     private16, private32, private64 : ArrayRecord or None
         Private tensors whose elements have so many bits, entropy coded; None when these lie in ``private_bytes``.
+    ranks : tuple of int or None
+        The rank of each product that is coded here, by number; one stands for all, None for the table's.
+    scales : str or None
+        Base64 of a signed byte for each slice of each product that is coded here: the exponents of their scales;
+        None stands for zeros.
+    gauge : ArrayRecord or None
+        For the exact tier of models whose products are coded in balanced form.
     compact, exact : DigestRecord
         Digests of the reconstructed tensors per tier; ``exact`` is None when the model has no residual.
     rel_error : float
@@ -245,6 +260,14 @@ class ModelDocument(Document):
     shared_files: Annotated[tuple[FileName, ...], Field(max_length=MAX_FILES)] = ()
     files: Annotated[tuple[FileRecord, ...], Field(max_length=MAX_FILES)] = ()
     file_bytes: ArrayRecord | None = None
+    ranks: (
+        Annotated[
+            tuple[Annotated[int, Field(ge=1, le=MAX_RANK)], ...], Field(min_length=1, max_length=MAX_TENSORS)
+        ]
+        | None
+    ) = None
+    scales: str | None = None
+    gauge: ArrayRecord | None = None
     compact: DigestRecord
     exact: DigestRecord | None = None
     rel_error: Annotated[float, Field(ge=0)]
@@ -270,6 +293,10 @@ class ModelDocument(Document):
             if array is not None and (array.dtype != f"uint{width}" or self.exact is None):
                 raise ValueError(f"residual{width} is a uint{width} array of a model with an exact tier")
         check_files(self.files, self.shared_files, self.file_bytes)
+        if self.gauge is not None and (self.gauge.dtype != "int16" or self.exact is None):
+            raise ValueError("a gauge is an int16 array of a model with an exact tier")
+        if any(abs(scale) > MAX_SCALE for scale in self.scale_list()):
+            raise ValueError(f"scales lie in [-{MAX_SCALE}, {MAX_SCALE}]")
         if len(_packed(self.errors, "errors")) % 2:
             raise ValueError("errors are 2 bytes each")
         if not all(0 <= error < math.inf for error in self.error_list()):
@@ -311,6 +338,7 @@ class ModelDocument(Document):
             "residual16": self.residual16,
             "residual32": self.residual32,
             "residual64": self.residual64,
+            "gauge": self.gauge,
             "files": self.file_bytes,
         }
         return {name: record for name, record in records.items() if record is not None}
@@ -325,6 +353,15 @@ class ModelDocument(Document):
     def residual(self, width: int) -> ArrayRecord | None:
         """The residual array of a storage width in bits."""
         return {16: self.residual16, 32: self.residual32, 64: self.residual64}[width]
+
+    def scale_list(self) -> list[int]:
+        """Exponents of the slices' scales, products by number."""
+        return [int(value) for value in np.frombuffer(_packed(self.scales or "", "scales"), np.int8)]
+
+    @staticmethod
+    def pack_scales(scales: list[int]) -> str | None:
+        """Pack exponents of scales for the document; None when all are zero."""
+        return base64.b64encode(np.asarray(scales, np.int8).tobytes()).decode() if any(scales) else None
 
     def error_list(self) -> list[float]:
         """Relative errors of the coded tensors in table order, as stored (half precision)."""

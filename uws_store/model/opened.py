@@ -18,10 +18,11 @@ import torch
 
 from uws_store import layout
 from uws_store.basis import Basis, Decode, Decoder, read_files, step_of
-from uws_store.dtypes import DType
+from uws_store.dtypes import DTYPES, DType
 from uws_store.errors import FidelityError, FormatError
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.metadata.model import LEAF_BYTES, ModelDocument
+from uws_store.model.slices import Slices
 from uws_store.model.sources import Source, residual_starts, sources_of
 from uws_store.residual import apply_residual, residual_classes, residual_dtype, residual_order
 from uws_store.storage import Storage
@@ -68,6 +69,7 @@ class Model:
         }
         self._words: dict[str, npt.NDArray[np.unsignedinteger]] = {}
         self._whole = False
+        self._slices = Slices(document, self._readers.get("gauge"), where=self.where)
         self._decoders: dict[tuple[str, str], Decoder] = {}
         self._ready: dict[tuple[str, str, str, str], torch.Tensor] = {}
         self._residual_starts = residual_starts(self.sources, basis)
@@ -192,11 +194,15 @@ class Model:
             core = decoder.gather(index, self.stored_core).to(decoder.device)
         made: dict[str, torch.Tensor] = {}
         for place, batch in enumerate(job.batches):
-            dtypes = [self._coded_dtype(name) for name in batch.names]
+            dtypes = [self._decoded_dtype(name) for name in batch.names]
             if not any(dtypes):
                 continue
             parts = decoder.predict(index, place, core, step=self.step, dtypes=dtypes)
-            made |= {name: part for name, part in zip(batch.names, parts, strict=True) if part is not None}
+            made |= {
+                name: self._slices.cut(part, self.sources[name]) if self.sources[name].slices else part
+                for name, part in zip(batch.names, parts, strict=True)
+                if part is not None
+            }
         if tier == "exact":
             for group in job.groups:
                 self._correct(group, made)
@@ -242,6 +248,11 @@ class Model:
         source = self.sources.get(name)
         return source.dtype if source is not None and source.kind == "coded" else None
 
+    def _decoded_dtype(self, name: str) -> DType | None:
+        """In which dtype a decoder shall give a tensor: a factor's slices are scaled before they are rounded."""
+        dtype = self._coded_dtype(name)
+        return DTYPES["F64"] if dtype is not None and self.sources[name].slices else dtype
+
     def _correct(self, group: int, made: dict[str, torch.Tensor]) -> None:
         """Undo the residuals of a read group, in place: they are ordered by all its predictions of one width."""
         widths: dict[str, list[str]] = {}
@@ -250,6 +261,8 @@ class Model:
             if dtype is not None:
                 widths.setdefault(residual_dtype(dtype), []).append(name)
         for width, names in widths.items():
+            for name in names:
+                made[name] = self._slices.undo_gauge(made[name], self.sources[name])
             classes = [residual_classes(made[name], self.basis.table[name].shift or 0) for name in names]
             start = self._residual_starts[group, width]
             reader = self._readers["residual" + width.removeprefix("uint")]

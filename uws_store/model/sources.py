@@ -15,10 +15,39 @@ from typing import Literal
 from uws_store.basis import Basis
 from uws_store.dtypes import DTYPES, DType
 from uws_store.errors import FormatError
+from uws_store.low_rank import LowRankSide
+from uws_store.metadata.basis import TensorRecord
 from uws_store.metadata.model import ModelDocument, PrivateRecord
 from uws_store.residual import residual_dtype
 
-__all__ = ["Source", "residual_starts", "sources_of"]
+__all__ = ["SliceRange", "Source", "residual_starts", "sources_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRange:
+    """Where the numbers of a product's factor lie beside its core.
+
+    Attributes
+    ----------
+    side : {"left", "right"}
+        Which factor.
+    rank : int
+        Its rank in this model.
+    scales : int
+        First of the product's scales, among those of all products.
+    gauge : int
+        First of the factor's numbers in the gauge array.
+    """
+
+    side: LowRankSide
+    rank: int
+    scales: int
+    gauge: int
+
+    @property
+    def gauge_stop(self) -> int:
+        """End of the factor's numbers in the gauge array: two grids and the matrix."""
+        return self.gauge + 2 + self.rank * self.rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +71,8 @@ class Source:
         For ``tied``: the tensor it is.
     digest : int or None
         Its position among the digests; None for ``tied``.
+    slices : SliceRange or None
+        For a factor of a product that is coded.
     """
 
     kind: Literal["coded", "shared", "private", "tied"]
@@ -51,6 +82,7 @@ class Source:
     array: str = ""
     tied_to: str | None = None
     digest: int | None = None
+    slices: SliceRange | None = None
 
 
 def sources_of(document: ModelDocument, basis: Basis, *, where: str) -> dict[str, Source]:
@@ -104,8 +136,12 @@ def _private_sources(
         if index >= len(basis.groups):
             raise FormatError(f"{where}: the basis has no read group {index}", kind="format/model")
         for name in basis.groups[index].names:
+            row = basis.table[name]
+            if row.low_rank is not None:
+                raise FormatError(
+                    f"{where}: read group {index} is private and holds {name}, a factor", kind="format/model"
+                )
             if name not in named:
-                row = basis.table[name]
                 dtype_name = own.get(name, document.dtype or row.dtype)
                 records.append(PrivateRecord(name=name, shape=row.shape, dtype=dtype_name))
     sources: dict[str, Source] = {}
@@ -131,6 +167,7 @@ def _coded_sources(
 ) -> dict[str, Source]:
     """Give each coded tensor its dtype and its place among the residuals of its read group."""
     own = dict(document.dtypes)
+    slices = _slices(document, basis, where, without=without)
     sources: dict[str, Source] = {}
     for group in basis.groups:
         at = dict.fromkeys(("uint16", "uint32", "uint64"), 0)
@@ -142,13 +179,55 @@ def _coded_sources(
             if not dtype.is_float:
                 raise FormatError(f"{where}: {name} is coded and {dtype.name}", kind="format/model")
             width = residual_dtype(dtype)
-            sources[name] = Source("coded", record.shape, dtype, start=at[width])
-            at[width] += record.numel
+            found = slices.get(name)
+            shape = record.shape_at(found.rank) if found else record.shape
+            sources[name] = Source("coded", shape, dtype, start=at[width], slices=found)
+            at[width] += math.prod(shape)
     grouped = {name for index in document.private_groups for name in basis.groups[index].names}
     grouped -= {record.name for record in document.private} | set(document.absent)
     for name in own.keys() - sources.keys() - grouped:
         raise FormatError(f"{where}: {name!r} has a dtype of its own and is not coded", kind="format/model")
     return sources
+
+
+def _slices(document: ModelDocument, basis: Basis, where: str, *, without: set[str]) -> dict[str, SliceRange]:
+    """Lay out ranks, scales and gauges of the products that are coded here, by number."""
+    coded: list[tuple[TensorRecord, TensorRecord]] = []
+    for left, right in basis.document.products():
+        missing = [record.name for record in (left, right) if record.name in without]
+        if len(missing) == 1:
+            raise FormatError(
+                f"{where}: {missing[0]} is not coded, and the other factor of its product is",
+                kind="format/model",
+            )
+        if not missing:
+            coded.append((left, right))
+    ranks = document.ranks or ()
+    if len(ranks) == 1:
+        ranks *= len(coded)
+    if document.ranks is None:
+        ranks = tuple(left.slices or 0 for left, _ in coded)
+    if len(ranks) != len(coded):
+        raise FormatError(f"{where}: {len(ranks)} ranks of {len(coded)} products", kind="format/model")
+    found: dict[str, SliceRange] = {}
+    scales = gauge = 0
+    for (left, right), rank in zip(coded, ranks, strict=True):
+        if rank > (left.slices or 0):
+            raise FormatError(
+                f"{where}: {left.name} has rank {rank}, and the table {left.slices}", kind="format/model"
+            )
+        for record in (left, right):
+            assert record.low_rank is not None
+            found[record.name] = SliceRange(record.low_rank.side, rank, scales, gauge)
+            gauge = found[record.name].gauge_stop
+        scales += rank
+    stated = len(document.scale_list())
+    if stated not in (0, scales):
+        raise FormatError(f"{where}: {stated} scales of {scales} slices", kind="format/model")
+    length = document.gauge.length if document.gauge else 0
+    if length not in (0, gauge):
+        raise FormatError(f"{where}: the gauge has {length} of {gauge} numbers", kind="format/model")
+    return found
 
 
 def residual_starts(sources: Mapping[str, Source], basis: Basis) -> dict[tuple[int, str], int]:

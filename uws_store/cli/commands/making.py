@@ -92,6 +92,12 @@ def init(*, url: str | None, single_writer: bool, output: Output, registry: str 
     help="Models the family will have one day; plans a larger basis. Default: those in ZOO.",
 )
 @click.option(
+    "--base",
+    type=click.Path(),
+    metavar="PATH",
+    help="For adapters: the checkpoint of their base model, whose digest then stands in the family's record.",
+)
+@click.option(
     "--skip-mismatched",
     is_flag=True,
     help="Leave out members of another architecture; without it they are refused.",
@@ -108,6 +114,7 @@ def build(
     per_model: bool,
     exact: bool,
     expect_models: int | None,
+    base: str | None,
     skip_mismatched: bool,
     executor: str | None,
     workers: int | None,
@@ -138,6 +145,7 @@ def build(
         per_model=per_model,
         exact=exact,
         expect_models=expect_models,
+        base=base,
         skip_mismatched=skip_mismatched,
         executor=executor,
         workers=workers,

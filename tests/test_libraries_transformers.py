@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_support import run_well
+from cli_support import run, run_well
 from library_support import (
     STEPS,
     TASKS,
@@ -322,3 +322,16 @@ def test_a_module_takes_a_dtype(family: Family) -> None:
     for name, value in made.named_parameters():
         assert value.dtype == theirs[name].dtype, name
     assert torch.float16 in {value.dtype for value in made.parameters()}
+
+
+def test_logits_are_compared_with_the_originals_without_labels(family: Family) -> None:
+    named = ("verify", family.name, "--registry", family.registry, "--eval", "logits", "--json")
+    if family.name in {"resnet", "patchtst"}:
+        refused = run(*named)
+        assert refused.error_kind == "invalid-input/data", "its configuration does not say what it takes"
+        return
+    found = run_well(*named).document
+    scores = {(side["metric"], side["side"]): side["value"] for side in found["scores"]}
+    assert scores["agreement", "original"] == 1.0
+    assert scores["agreement", "compact"] > 0.9
+    assert scores["KL divergence", "compact"] < scores["KL divergence", "mean"]

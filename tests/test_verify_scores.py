@@ -212,7 +212,7 @@ def test_a_damaged_model_is_not_scored(zoo: Path, data: Path, tmp_path: Path) ->
     ("options", "kind"),
     [
         ({"evaluate": "accuracy", "module": module_of}, "invalid-input/evaluation"),
-        ({"evaluate": "accuracy", "data": "x.npz"}, "invalid-input/module"),
+        ({"evaluate": "logits"}, "incompatible/no-config"),
         ({"evaluate": "logits", "module": module_of, "metric": "m"}, "invalid-input/evaluation"),
         ({"evaluate": lambda _w, _t: None, "data": "x.npz"}, "invalid-input/evaluation"),
         ({"metric": "m"}, "invalid-input/evaluation"),
@@ -329,4 +329,4 @@ def test_the_command_prints_the_sides_and_its_json_holds_them(
     assert own.document["models"][0]["scores"][0]["metric"] == "size"
     refused = run("verify", "nets", "--registry", registry, "--eval", "accuracy", "--data", data)
     assert refused.code == 2
-    assert refused.error_kind == "invalid-input/module"
+    assert refused.error_kind == "incompatible/no-config"

@@ -18,10 +18,11 @@ from uws_store import layout
 from uws_store.api.cache import at_source
 from uws_store.api.family import Family, open_family, open_registry
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
-from uws_store.errors import InvalidInputError, NotFoundError, Problem, UwsError
+from uws_store.errors import IncompatibleError, InvalidInputError, NotFoundError, Problem, UwsError
 from uws_store.fidelity import (
     BUILT_IN,
     ORIGINAL,
+    Assembler,
     EvaluationFunction,
     Examined,
     Examiner,
@@ -31,11 +32,12 @@ from uws_store.fidelity import (
     basis_free,
     built_in,
     examine,
+    filled,
     load_evaluation,
     load_function,
     summarise_sides,
 )
-from uws_store.loader import LazyStateDict
+from uws_store.loader import LazyStateDict, build_module
 from uws_store.model import Model, Tier
 from uws_store.registry import ModelEntry, Registry
 from uws_store.verifier import ModelReport, verify_basis, verify_model
@@ -371,18 +373,31 @@ def _examiner(
     return built_in(
         evaluate,
         data=Path(data) if data is not None else None,
-        module_of=_module_factory(family, module),
+        assemble=_assembler(family, module),
     )
 
 
-def _module_factory(family: Family, module: str | ModuleFactory | None) -> ModuleFactory:
-    if module is None:
-        raise InvalidInputError(
-            f"family {family.name!r} has no configuration to make a module from; name a function that makes it: module= "
-            "(--module package.module:function)",
-            kind="invalid-input/module",
-        )
-    return load_function(module, what="module") if isinstance(module, str) else module
+def _assembler(family: Family, module: str | ModuleFactory | None) -> Assembler:
+    """Make modules by the caller's function, or from the configuration stored with each model."""
+    if module is not None:
+        return filled(load_function(module, what="module") if isinstance(module, str) else module)
+
+    def assemble(weights: dict[str, torch.Tensor], task: str) -> torch.nn.Module:
+        stored = family.load(task, tier="mean")
+        try:
+            return build_module(
+                stored.side_files(), lambda: weights, name=f"{family.name}/{task}", dtype=None
+            )
+        except IncompatibleError as error:
+            if error.kind != "incompatible/no-config":
+                raise
+            raise IncompatibleError(
+                f"{family.name}/{task} has no configuration to make a module from; name a function that makes it: "
+                "module= (--module package.module:function)",
+                kind=error.kind,
+            ) from error
+
+    return assemble
 
 
 def _failed(entry: ModelEntry, problem: Problem) -> ModelVerdict:

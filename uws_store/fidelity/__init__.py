@@ -6,7 +6,7 @@ run them.
 
 from __future__ import annotations
 
-from uws_store.fidelity.builtin import BUILT_IN, ModuleFactory, built_in
+from uws_store.fidelity.builtin import BUILT_IN, Assembler, ModuleFactory, built_in, filled
 from uws_store.fidelity.control import basis_free
 from uws_store.fidelity.evaluation import Evaluation, EvaluationFunction, Score
 from uws_store.fidelity.judge import Judge
@@ -28,6 +28,7 @@ from uws_store.fidelity.sides import (
 __all__ = [
     "BUILT_IN",
     "ORIGINAL",
+    "Assembler",
     "Evaluation",
     "EvaluationFunction",
     "Examined",
@@ -46,6 +47,7 @@ __all__ = [
     "basis_free",
     "built_in",
     "examine",
+    "filled",
     "load_evaluation",
     "load_function",
     "read_request",

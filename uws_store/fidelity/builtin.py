@@ -18,10 +18,13 @@ from uws_store.fidelity.examples import Examples, digest_of_file, draw_examples,
 from uws_store.fidelity.sides import Examiner, Weights
 from uws_store.loader import fill_module
 
-__all__ = ["BUILT_IN", "Accuracy", "Agreement", "ModuleFactory", "built_in"]
+__all__ = ["BUILT_IN", "Accuracy", "Agreement", "Assembler", "ModuleFactory", "built_in", "filled"]
 
 ModuleFactory = Callable[[str], torch.nn.Module]
 """Makes the module of a task; its weights are replaced."""
+
+Assembler = Callable[[Weights, str], torch.nn.Module]
+"""Makes the module of a task with weights in it, in evaluation mode."""
 
 BUILT_IN = ("accuracy", "logits")
 """Names of the built-in evaluations."""
@@ -30,7 +33,7 @@ _KIND = "invalid-input/evaluation"
 _IGNORED = -100
 
 
-def built_in(name: str, *, data: Path | None, module_of: ModuleFactory) -> Examiner:
+def built_in(name: str, *, data: Path | None, assemble: Assembler) -> Examiner:
     """Make a built-in evaluation.
 
     Parameters
@@ -39,8 +42,8 @@ def built_in(name: str, *, data: Path | None, module_of: ModuleFactory) -> Exami
         Which.
     data : Path, optional
         See :func:`uws_store.fidelity.examples.find_examples`; ``logits`` draws inputs where there is none.
-    module_of : callable
-        Makes a task's module.
+    assemble : callable
+        Makes a task's module from weights.
 
     Raises
     ------
@@ -54,57 +57,55 @@ def built_in(name: str, *, data: Path | None, module_of: ModuleFactory) -> Exami
                 "with one per task",
                 kind=_KIND,
             )
-        return Accuracy(data, module_of)
+        return Accuracy(data, assemble)
     if name == "logits":
-        return Agreement(data, module_of)
+        return Agreement(data, assemble)
     raise InvalidInputError(
         f"there is no built-in evaluation {name!r}; there are {', '.join(BUILT_IN)}, or name package.module:function",
         kind=_KIND,
     )
 
 
-class _Runner:
-    """A task's module and examples, kept while the task's sides are scored."""
+def filled(module_of: ModuleFactory) -> Assembler:
+    """Make an assembler of a function that makes modules: the weights are filled in by the loader's rules."""
+    made: dict[str, torch.nn.Module] = {}
 
-    def __init__(self, module_of: ModuleFactory) -> None:
-        self._module_of = module_of
-        self._task: str | None = None
-        self._module: torch.nn.Module | None = None
-
-    def module(self, task: str) -> torch.nn.Module:
-        if self._task != task or self._module is None:
-            made = self._module_of(task)
-            if not isinstance(made, torch.nn.Module):
-                raise InvalidInputError(
-                    f"the module for task {task!r} is {type(made).__name__}, not a torch.nn.Module",
-                    kind="invalid-input/module",
-                )
-            self._task, self._module = task, made
-        return self._module
-
-    def logits(self, weights: Weights, task: str, examples: Examples) -> torch.Tensor:
-        """float32, (n, classes) or (n, positions, classes)."""
-        module = self.module(task)
+    def assemble(weights: Weights, task: str) -> torch.nn.Module:
+        if task not in made:
+            made.clear()  # one at a time is held
+            made[task] = module_of(task)
+        module = made[task]
+        if not isinstance(module, torch.nn.Module):
+            raise InvalidInputError(
+                f"the module for task {task!r} is {type(module).__name__}, not a torch.nn.Module",
+                kind="invalid-input/module",
+            )
         if any(value.is_meta for value in module.state_dict().values()):
             # The module takes these tensors themselves; the next side is copied into them.
             copies = {id(value): value.clone() for value in weights.values()}
             weights = {name: copies[id(value)] for name, value in weights.items()}
-        module = fill_module(module, weights, strict=True, name=task).eval()
-        found: list[torch.Tensor] = []
-        with torch.inference_mode():
-            for arguments, named, _part in examples.batches():
-                try:
-                    output = module(*arguments, **named)
-                except UwsError:
-                    raise
-                except Exception as error:  # whatever a module raises, the caller learns on which data
-                    raise InvalidInputError(
-                        f"running {type(module).__name__} of task {task!r} on {examples.name} failed: "
-                        f"{type(error).__name__}: {error}",
-                        kind="invalid-input/evaluation-raised",
-                    ) from error
-                found.append(_logits_of(output, module).to(torch.float32))
-        return torch.cat(found)
+        return fill_module(module, weights, strict=True, name=task).eval()
+
+    return assemble
+
+
+def _run(module: torch.nn.Module, task: str, examples: Examples) -> torch.Tensor:
+    """Logits, float32: (n, classes) or (n, positions, classes)."""
+    found: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for arguments, named, _part in examples.batches():
+            try:
+                output = module(*arguments, **named)
+            except UwsError:
+                raise
+            except Exception as error:  # whatever a module raises, the caller learns on which data
+                raise InvalidInputError(
+                    f"running {type(module).__name__} of task {task!r} on {examples.name} failed: "
+                    f"{type(error).__name__}: {error}",
+                    kind="invalid-input/evaluation-raised",
+                ) from error
+            found.append(_logits_of(output, module).to(torch.float32))
+    return torch.cat(found)
 
 
 class Accuracy:
@@ -114,13 +115,13 @@ class Accuracy:
     ----------
     data : Path
         Labelled examples.
-    module_of : callable
-        Makes a task's module.
+    assemble : callable
+        Makes a task's module from weights.
     """
 
-    def __init__(self, data: Path, module_of: ModuleFactory) -> None:
+    def __init__(self, data: Path, assemble: Assembler) -> None:
         self._data = data
-        self._runner = _Runner(module_of)
+        self._assemble = assemble
         self._examples: Examples | None = None
 
     @property
@@ -138,7 +139,7 @@ class Accuracy:
         examples = self._examples
         if examples is None or examples.labels is None:
             return ()
-        answers = self._runner.logits(weights, task, examples).argmax(-1)
+        answers = _run(self._assemble(weights, task), task, examples).argmax(-1)
         labels = examples.labels
         if answers.shape != labels.shape:
             raise InvalidInputError(
@@ -163,13 +164,13 @@ class Agreement:
     ----------
     data : Path, optional
         Examples; random inputs where there are none.
-    module_of : callable
-        Makes a task's module.
+    assemble : callable
+        Makes a task's module from weights.
     """
 
-    def __init__(self, data: Path | None, module_of: ModuleFactory) -> None:
+    def __init__(self, data: Path | None, assemble: Assembler) -> None:
         self._data = data
-        self._runner = _Runner(module_of)
+        self._assemble = assemble
         self._examples: Examples | None = None
         self._reference: torch.Tensor | None = None
 
@@ -183,19 +184,20 @@ class Agreement:
         self._reference = None
         if original is None:
             return
+        module = self._assemble(original, task)
         if self._data is not None:
             self._examples = find_examples(self._data, task, labelled=False)
         else:
-            self._examples = draw_examples(self._runner.module(task))
+            self._examples = draw_examples(module)
         if self._examples is not None:
-            self._reference = self._runner.logits(original, task, self._examples)
+            self._reference = _run(module, task, self._examples)
 
     def scores(self, weights: Weights, task: str) -> tuple[Score, ...]:
         """Compare with the original."""
         examples, reference = self._examples, self._reference
         if examples is None or reference is None:
             return ()
-        logits = self._runner.logits(weights, task, examples)
+        logits = _run(self._assemble(weights, task), task, examples)
         before, after = reference.log_softmax(-1), logits.log_softmax(-1)
         divergence = (before.exp() * (before - after)).sum(-1).clamp(min=0)
         same = (reference.argmax(-1) == logits.argmax(-1)).to(torch.float64)

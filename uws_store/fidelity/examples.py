@@ -165,8 +165,9 @@ def draw_examples(module: torch.nn.Module, *, seed: int = 0) -> Examples:
     source = torch.Generator().manual_seed(seed)
     config = getattr(module, "config", None)
     main = getattr(module, "main_input_name", None)
-    if config is not None and main == "pixel_values":
-        shape = (int(config.num_channels), *_pair(config.image_size))
+    image = getattr(config, "image_size", None)
+    if main == "pixel_values" and image is not None:
+        shape = (int(getattr(config, "num_channels", 3)), *_pair(image))
         return _drawn({main: torch.randn(_DRAWN, *shape, generator=source)}, seed)
     vocabulary = getattr(config, "vocab_size", None)
     if main == "input_ids" and isinstance(vocabulary, int) and vocabulary > 0:

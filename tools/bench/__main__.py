@@ -1,4 +1,4 @@
-"""The bench: ``codec``, ``exact``, ``load`` and ``registry``, each beside its baselines.
+"""The bench: ``codec``, ``exact``, ``load``, ``build`` and ``registry``, each beside its baselines.
 
 ``codec`` measures score against bytes, ``codec --speed`` throughput, ``exact`` what comes back bit by bit,
 ``load`` what loading takes, ``registry`` opening a large one. Owns the command line. Results of whole runs are kept in ``results/``.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import registry
 import torch
+from building_command import add_build_parser, run_build
 from codec import ZooResult, measure
 from codec_report import LEGEND, as_document, draw, markdown, show
 from exact import DTYPES, ExactResult, ZipnnAbsentError, measure_exact
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width: lines stay whole
         console = Console(width=PRINTED_WIDTH)
+    if options.command == "build":
+        return run_build(options, console)
     if options.command == "registry":
         return _registry(options, console)
     torch.set_num_threads(options.threads)
@@ -210,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     codec.add_argument("--speed", action="store_true", help="measure throughput per core instead")
     add_load_parser(commands)
+    add_build_parser(commands)
     return parser
 
 

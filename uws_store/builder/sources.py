@@ -16,7 +16,7 @@ import torch
 
 from uws_store.builder.products import FactorPlace, Products
 from uws_store.checkpoint import Checkpoint, open_checkpoint
-from uws_store.errors import InvalidInputError
+from uws_store.errors import InvalidInputError, UwsError
 
 __all__ = ["Place", "ZooFiles"]
 
@@ -145,10 +145,15 @@ class ZooFiles(Mapping[str, Checkpoint]):
         kept = self._kept.get((task, name))
         if kept is not None:
             return kept
-        if self.products is not None and self.products.has(task, name):
-            read = self.products.read(task, name, self[task])
-        else:
-            read = {name: self[task].read(name)}
+        try:
+            if self.products is not None and self.products.has(task, name):
+                read = self.products.read(task, name, self[task])
+            else:
+                read = {name: self[task].read(name)}
+        except UwsError as error:
+            # Readers name the file; whoever reads on wants to know how far it was good.
+            error.message += f" (reading tensor {name!r} of task {task!r})"
+            raise
         with self._lock:
             for own, tensor in read.items():
                 if own in self._pinned:

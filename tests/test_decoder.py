@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zoo_support import same_bits
+from zoo_support import make_zoo, same_bits
 
-from uws_store.basis import StoredTensor, TensorBasis
+import uws_store
+from uws_store.basis import Decoder, StoredTensor, TensorBasis
 from uws_store.basis.positions import PoolPositions, TensorPositions, positions_of
 from uws_store.basis.stack import Stack, fits_float32, rounded
 from uws_store.basis.wide import WideTensor, byte_products_are_exact
@@ -20,6 +22,7 @@ from uws_store.dtypes import DTYPES, DType
 from uws_store.entropy import significance_order
 from uws_store.metadata.basis import SideRecord, TensorRecord
 from uws_store.subspace import QuantisedSide, side_shape
+from uws_store.tensor_bytes import digest_of
 
 CPU = torch.device("cpu")
 FLOATS = [name for name, dtype in DTYPES.items() if dtype.is_float]
@@ -217,3 +220,44 @@ def test_a_tensor_alone_keeps_a_table_and_no_index() -> None:
     positions = positions_of([(rows, columns)])
     assert isinstance(positions, TensorPositions)
     assert positions.starts_pk.size < math.prod((300, 400)) / 10
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bits_do_not_depend_on_threads_or_on_what_is_made_together(tmp_path: Path, threads: int) -> None:
+    shapes = {
+        "big.weight": (384, 352),
+        "twin.weight": (384, 352),
+        "small.weight": (20, 30),
+        "small.bias": (20,),
+    }
+    registry = str(tmp_path / "registry")
+    uws_store.build(make_zoo(tmp_path / "zoo", models=3, shapes=shapes), family="nets", registry=registry)
+    model = uws_store.load_model("nets", "task-00", registry=registry).model
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for across in (False, True):
+            decoder = Decoder(model.basis, device=CPU, decode="canonical", across=across)
+            made: dict[str, torch.Tensor] = {}
+            for index in range(len(decoder.jobs)):
+                made |= model.decode_job(decoder, index, tier="compact")
+            for name, tensor in made.items():
+                model.require_digest(name, digest_of(tensor), tier="compact")
+            assert made.keys() == shapes.keys()
+            assert (len(decoder.jobs) == 2) == across, "twins are one job where all of a model is made"
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", FLOATS)
+def test_cuda_gives_the_canonical_bits(name: str) -> None:
+    rng = np.random.default_rng(0)
+    tensors = [_tensor(rng, matrix=(96, 80), left=(40, 32), right=(80, 80)) for _ in range(3)]
+    cores = [_core(rng, tensor, 3000) for tensor in tensors]
+    step = Step(200, -12)
+    stack = Stack(tensors, device=torch.device("cuda"), decode="canonical")
+    values = stack.predict(torch.stack(cores).cuda(), step=step)
+    found = rounded(values, DTYPES[name], decode="canonical").cpu()
+    for tensor, core, own in zip(tensors, cores, found.unbind(0), strict=True):
+        assert same_bits(own, _reference(tensor, core, step, DTYPES[name]))

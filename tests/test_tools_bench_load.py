@@ -65,7 +65,7 @@ def test_results_are_written_whole() -> None:
         load.LoadRow("disk", "theirs", seconds=1.5),
     ]
     text = load_report.load_markdown(rows)
-    assert "| ours | 500.00 ms | 0.0 MB | 3 | 2.00 x | 1 | met |" in text
+    assert "| ours | 500.00 ms |  | 0.0 MB | 3 | 2.00 x | 1 | met |" in text
     document = load_report.load_document(rows)
     assert [row["what"] for row in document["rows"]] == ["ours", "theirs"]
     assert document["rows"][1]["goal"] == ""

@@ -14,9 +14,9 @@ from rich.table import Table
 
 __all__ = ["load_document", "load_markdown", "show_load"]
 
-_HEADS = ("", "time", "bytes", "requests", "", "goal", "")
+_HEADS = ("", "time", "processor", "bytes", "requests", "", "goal", "")
 _NOTE = (
-    "Medians of repeats that take turns. Links are modelled: every request of the reader, one after the other as it "
+    "Medians of repeats that take turns; processor time is that of all threads. Links are modelled: every request of the reader, one after the other as it "
     "makes them, waits 20 ms and then for its bytes' share of the bandwidth, on top of reading the local file; a rival is "
     "fetched in one request and loaded after."
 )
@@ -27,19 +27,18 @@ def _groups(rows: Sequence[LoadRow]) -> Iterator[tuple[str, list[LoadRow]]]:
         yield name, list(some)
 
 
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e3:,.2f} ms" if seconds < 1 else f"{seconds:,.2f} s"
+
+
 def _cells(row: LoadRow) -> tuple[str, ...]:
-    time = (
-        ""
-        if row.seconds is None
-        else f"{row.seconds * 1e3:,.2f} ms"
-        if row.seconds < 1
-        else f"{row.seconds:,.2f} s"
-    )
     size = "" if row.size_bytes is None else f"{row.size_bytes / 1e6:,.1f} MB"
     value = "" if row.value is None else f"{row.value:,.2f} {row.unit}"
     met = "" if row.met is None else "met" if row.met else "missed"
     requests = "" if row.requests is None else str(row.requests)
-    return row.what, time, size, requests, value, row.goal, met
+    return row.what, _time(row.seconds), _time(row.busy_s), size, requests, value, row.goal, met
 
 
 def show_load(rows: Sequence[LoadRow], console: Console) -> None:
@@ -47,7 +46,9 @@ def show_load(rows: Sequence[LoadRow], console: Console) -> None:
     for name, some in _groups(rows):
         table = Table(title=name, box=box.SIMPLE_HEAD, title_justify="left")
         for head in _HEADS:
-            table.add_column(head, justify="right" if head in {"time", "bytes", "requests"} else "left")
+            table.add_column(
+                head, justify="right" if head in {"time", "processor", "bytes", "requests"} else "left"
+            )
         for row in some:
             table.add_row(*_cells(row))
         console.print(table)
@@ -59,7 +60,12 @@ def load_markdown(rows: Sequence[LoadRow]) -> str:
     parts = ["# Loading", "", "`python tools/bench load`", "", _NOTE, ""]
     parts += [", ".join(f"{name} {value}" for name, value in setting().items()), ""]
     for name, some in _groups(rows):
-        parts += [f"## {name}", "", "| " + " | ".join(_HEADS) + " |", "|---|---:|---:|---:|---|---:|---|"]
+        parts += [
+            f"## {name}",
+            "",
+            "| " + " | ".join(_HEADS) + " |",
+            "|---|---:|---:|---:|---:|---|---:|---|",
+        ]
         parts += ["| " + " | ".join(_cells(row)) + " |" for row in some]
         parts.append("")
     return "\n".join(parts)
@@ -67,5 +73,5 @@ def load_markdown(rows: Sequence[LoadRow]) -> str:
 
 def load_document(rows: Sequence[LoadRow]) -> dict[str, Any]:
     """All numbers, for JSON."""
-    names = ("group", "what", "seconds", "size_bytes", "requests", "value", "unit", "goal", "met")
+    names = ("group", "what", "seconds", "busy_s", "size_bytes", "requests", "value", "unit", "goal", "met")
     return {"setting": setting(), "rows": [{name: getattr(row, name) for name in names} for row in rows]}

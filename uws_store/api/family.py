@@ -190,9 +190,8 @@ class Family:
         place = self.device if device is None else usable_device(device)
         arithmetic = checked_decode(self.decode if decode is None else decode, tier=tier)
         entry = self.resolve(task, revision=revision)
-        with self._lock:
-            resident = self._residents.get(entry.basis_digest)
-        ready = resident is not None and (resident.device, resident.decode) == (place, arithmetic)
+        # On the CPU every model of a basis shares what is made ready from it anyway.
+        own = place.type != "cpu" and (place, arithmetic) == (self.device, self.decode)
         return LazyStateDict(
             self.model(entry),
             family=self.name,
@@ -203,7 +202,7 @@ class Family:
             dtype=dtype,
             verify=verify,
             decode=arithmetic,
-            decoder=resident.decoder if resident is not None and ready else None,
+            decoder=self.resident(entry.basis_digest).decoder if own else None,
         )
 
     def resident(self, digest: str | None = None) -> Resident:

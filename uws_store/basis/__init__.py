@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uws_store.basis.decoder import Decoder, Job
+from uws_store.basis.decoder import Decoder, Job, shared_decoder
 from uws_store.basis.files import read_files
 from uws_store.basis.opened import ARRAYS, Basis, array_record, step_of
 from uws_store.basis.stack import Decode
@@ -21,5 +21,6 @@ __all__ = [
     "TensorBasis",
     "array_record",
     "read_files",
+    "shared_decoder",
     "step_of",
 ]

@@ -23,7 +23,7 @@ from uws_store.basis.wide import WideTensor, byte_products_are_exact
 from uws_store.canonical import Step
 from uws_store.dtypes import DType
 
-__all__ = ["Batch", "Decoder", "Job"]
+__all__ = ["Batch", "Decoder", "Job", "shared_decoder"]
 
 _WIDE_ELEMENTS = 1 << 15
 _ACROSS_ELEMENTS = 1 << 25
@@ -229,6 +229,13 @@ class Decoder:
 
     def _stack(self, batch: Batch, decode: Decode) -> Stack:
         return Stack([self.basis.stored(name) for name in batch.names], device=self.device, decode=decode)
+
+
+def shared_decoder(basis: Basis, decode: Decode) -> Decoder:
+    """The basis made ready for the CPU, once for all who use it."""
+    return basis.kept(
+        f"decoder/{decode}", lambda basis: Decoder(basis, device=torch.device("cpu"), decode=decode)
+    )
 
 
 def _jobs(basis: Basis, *, across: bool) -> tuple[Job, ...]:

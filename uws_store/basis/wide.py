@@ -28,7 +28,9 @@ __all__ = ["WideTensor", "byte_products_are_exact"]
 _DIGIT = 256.0
 _SPARED = 0.9
 _LIMIT = float(1 << 30)
+_NARROW = 1 << 14
 _PANEL = 1 << 19
+_PANEL_STEP = 256
 # Sums of products of digits stay in 32 bits up to this many terms: 2^14 * 2^16 < 2^31.
 _MAX_TERMS = 1 << 16
 _LEAST_EXTENT = 32
@@ -136,15 +138,15 @@ class WideTensor:
         assert self.record.shift is not None
         unit = math.ldexp(step.mantissa, step.exponent - self.record.shift)
         out = torch.empty(m, n, dtype=dtype.torch)
-        lifted_pq = None
+        lifted = None
         if core_pq is not None:
-            lifted_pq = self._lifted(core_pq)
-            if lifted_pq is None:
+            lifted = self._lifted(core_pq)
+            if lifted is None:
                 return None
         for columns in self._panels():
             values = self._mean[:, columns].to(torch.float64).mul_(math.ldexp(1.0, -self.record.mean_grid))
-            if lifted_pq is not None:
-                first_pw, exponent = self._first(lifted_pq, columns)
+            if lifted is not None:
+                first_pw, exponent = self._first(*lifted, columns)
                 if not self._add_second(values, first_pw, unit=math.ldexp(unit, -exponent)):
                     return None
             out[:, columns] = rounded(values, dtype, decode="canonical")
@@ -153,37 +155,49 @@ class WideTensor:
     def _panels(self) -> Iterator[slice]:
         """Columns that are made together: whole blocks of the right factor, about ``_PANEL`` elements."""
         m, n = self.matrix
-        width = max(1, _PANEL // m)
+        width = max(_PANEL // m // _PANEL_STEP, 1) * _PANEL_STEP
         if self._right is not None and len(self._right.blocks) > 1:
             width = max(1, width // self._right.block) * self._right.block
         for start in range(0, n, width):
             yield slice(start, min(start + width, n))
 
-    def _lifted(self, core_pq: torch.Tensor) -> torch.Tensor | None:
-        """The core with its columns on the right factor's grid, int32; None when that needs more bits."""
+    def _lifted(self, core_pq: torch.Tensor) -> tuple[torch.Tensor, float] | None:
+        """The core with its columns on the right factor's grid, and its peak; None beyond 32 bits."""
         if self._right is None:
-            return core_pq
+            return core_pq, _peak(core_pq)
         lift_q = self._right.lift
-        if float(core_pq.abs().max()) * float(lift_q.max()) >= _LIMIT:
+        peak = _peak(core_pq) * float(lift_q.max())
+        if peak >= _LIMIT:
             return None
-        return core_pq.to(torch.int32) * lift_q.to(torch.int32)
+        narrow = torch.int8 if peak <= 127 else torch.int16 if peak < _NARROW else torch.int32
+        return core_pq.to(narrow) * lift_q.to(narrow), peak
 
-    def _first(self, lifted_pq: torch.Tensor, columns: slice) -> tuple[torch.Tensor, int]:
-        """Some columns of the rounded first product, whole numbers in float64, and the exponent of their unit."""
+    def _first(self, lifted_pq: torch.Tensor, peak: float, columns: slice) -> tuple[torch.Tensor, int]:
+        """Some columns of the rounded first product, whole numbers, and the exponent of their unit.
+
+        On a grid that is no finer than what the first product keeps there is nothing to round: it stays int32 then, as
+        long as one digit is all that the core has.
+        """
         if self._right is None:
             return lifted_pq[:, columns].to(torch.float64, copy=True), 0
         right = self._right
-        peak = _peak(lifted_pq)
+        whole = peak <= 127 and right.grid <= FRACTION_BITS
         if len(right.blocks) == 1:
-            out_pw = _right_product(lifted_pq, right.blocks[0][columns], peak=peak)
+            out_pw = _right_product(lifted_pq, right.blocks[0][columns], peak=peak, whole=whole)
         else:
-            out_pw = torch.empty(len(lifted_pq), columns.stop - columns.start, dtype=torch.float64)
+            out_pw = torch.empty(
+                len(lifted_pq),
+                columns.stop - columns.start,
+                dtype=torch.int32 if whole else torch.float64,
+            )
             rank = right.blocks[0].shape[1]
             for index in range(columns.start // right.block, -(-columns.stop // right.block)):
                 block = right.blocks[index]
                 at = index * right.block - columns.start
                 values = lifted_pq[:, index * rank : index * rank + block.shape[1]]
-                out_pw[:, at : at + block.shape[0]] = _right_product(values, block, peak=peak)
+                out_pw[:, at : at + block.shape[0]] = _right_product(values, block, peak=peak, whole=whole)
+        if whole:
+            return out_pw, right.grid
         return out_pw.mul_(math.ldexp(1.0, FRACTION_BITS - right.grid)).round_(), FRACTION_BITS
 
     def _add_second(self, values_mw: torch.Tensor, first_pw: torch.Tensor, *, unit: float) -> bool:
@@ -192,7 +206,11 @@ class WideTensor:
             values_mw.add_(first_pw, alpha=unit)
             return True
         left = self._left
-        lifted_pw = first_pw.mul_(left.lift[:, None])
+        lift_p = left.lift[:, None]
+        if first_pw.dtype == torch.int32 and _peak(first_pw) * float(lift_p.max()) < _LIMIT:
+            lifted_pw = first_pw.mul_(lift_p.to(torch.int32))
+        else:
+            lifted_pw = first_pw.to(torch.float64).mul_(lift_p)
         peak = _peak(lifted_pw)
         if peak >= _LIMIT:
             return False
@@ -236,9 +254,9 @@ def _digits(
     Parameters
     ----------
     values_rk : torch.Tensor
-        int32, at most ``peak`` in size.
+        Integers, at most ``peak`` in size.
     peak : float
-        Below 2**30.
+        Below 2**30 for int32, 2**14 for int16, 2**7 for int8.
     spared_from : int
         From this digit on, rows that have none are left out: few rows of a core are large.
 
@@ -272,11 +290,15 @@ def _digits(
         weight *= _DIGIT
 
 
-def _right_product(values_rk: torch.Tensor, bytes_ck: torch.Tensor, *, peak: float) -> torch.Tensor:
-    """``values @ bytes.T`` in float64: int32 below 2**30 times int8."""
+def _right_product(
+    values_rk: torch.Tensor, bytes_ck: torch.Tensor, *, peak: float, whole: bool
+) -> torch.Tensor:
+    """``values @ bytes.T`` in float64: integers below 2**30 times int8; int32 where ``whole``, for a single digit."""
     out_rc: torch.Tensor | None = None
     for weight, rows, digit in _digits(values_rk, peak, spared_from=1):
         product = _byte_product(digit, bytes_ck.T)
+        if whole:
+            return product
         if out_rc is None:
             out_rc = product.to(torch.float64)
         elif rows is None:

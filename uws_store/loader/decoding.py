@@ -99,7 +99,7 @@ def make_tensors(
     """
     model.basis.prefetch()
     if tier != "mean":
-        model.read_all()
+        model.read_all(tier)
     wanted = frozenset(names)
     jobs = sorted({decoder.job_of[name] for name in wanted if model.sources[name].kind == "coded"})
     # The longest first, so that no thread is left with one at the end.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from uws_store.basis import Basis, Decode, Decoder
+from uws_store.basis import Basis, Decode, Decoder, shared_decoder
 from uws_store.errors import InvalidInputError
 from uws_store.loader.conversion import largest_weight, memory_errors, require_range
 from uws_store.loader.decoding import Checks
@@ -77,7 +77,11 @@ class Resident:
         self.basis = basis
         self.device = device
         self.decode = decode
-        self.decoder = Decoder(basis, device=device, decode=decode, across=device.type != "cpu")
+        self.decoder = (
+            shared_decoder(basis, decode)
+            if device.type == "cpu"
+            else Decoder(basis, device=device, decode=decode, across=True)
+        )
         self._cache_bytes = cache_bytes
         self._hot: OrderedDict[str, HotModel] = OrderedDict()
         self._lock = threading.Lock()

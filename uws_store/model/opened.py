@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from uws_store import layout
-from uws_store.basis import Basis, Decode, Decoder, read_files, step_of
+from uws_store.basis import Basis, Decode, Decoder, read_files, shared_decoder, step_of
 from uws_store.dtypes import DTYPES, DType
 from uws_store.errors import FidelityError, FormatError
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
@@ -162,9 +162,7 @@ class Model:
     def decoder(self, device: torch.device, decode: Decode) -> Decoder:
         """The basis made ready for a device: one for all models on the CPU, this model's own elsewhere."""
         if device.type == "cpu":
-            return self.basis.kept(
-                f"decoder/{decode}", lambda basis: Decoder(basis, device=device, decode=decode)
-            )
+            return shared_decoder(self.basis, decode)
         with self._lock:
             key = (str(device), decode)
             if key not in self._decoders:
@@ -228,11 +226,11 @@ class Model:
         found = read_files(self._readers.get("files"), document.files, names=own, where=self.where)
         return dict(sorted((found | self.basis.side_files(document.shared_files)).items()))
 
-    def read_all(self) -> None:
-        """Fetch what is needed for every tensor of the compact tier with one request per object."""
+    def read_all(self, tier: Tier = "compact") -> None:
+        """Fetch what is needed for every tensor of a tier with one request per object."""
         self._whole = True
         for name, reader in self._readers.items():
-            if name.startswith(("core", "private")):
+            if name.startswith(("core", "private")) or (tier == "exact" and name.startswith("residual")):
                 reader.hold()
 
     def forget(self) -> None:

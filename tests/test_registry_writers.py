@@ -38,9 +38,9 @@ def versions_in(registry: Registry) -> dict[str, list[int]]:
     return {name: sorted(task.versions) for name, task in state.families["digits"].tasks.items()}
 
 
-def test_of_eight_processes_nothing_is_lost_and_no_version_is_given_twice(registry: Registry) -> None:
+def test_of_sixteen_processes_nothing_is_lost_and_no_version_is_given_twice(registry: Registry) -> None:
     context = processes()
-    count, each = 8, 10
+    count, each = 16, 13
     tasks = [f"task-{number % 3}" for number in range(each)]
     barrier = context.Barrier(count)
     pipes = [context.Pipe(duplex=False) for _ in range(count)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from uws_store.api.analysis import analyze
 from uws_store.api.cache import cache_contents, clear_cache
+from uws_store.api.card import card
 from uws_store.api.collecting import gc
 from uws_store.api.comparing import DiffResult, diff
 from uws_store.api.doctor import Diagnosis, doctor
@@ -62,6 +63,7 @@ __all__ = [
     "analyze",
     "build",
     "cache_contents",
+    "card",
     "clear_cache",
     "delete",
     "diff",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from uws_store.api import cache_contents, clear_cache, gc
+from uws_store.api import cache_contents, card, clear_cache, gc
 from uws_store.cli.output import Output, columns, counted, facts, size
+from uws_store.errors import AlreadyExistsError, StorageError
 from uws_store.registry import Removal
 
-__all__ = ["run_cache", "run_gc"]
+__all__ = ["run_cache", "run_card", "run_gc"]
 
 
 def run_gc(
@@ -74,6 +76,35 @@ def run_cache(action: str, *, output: Output) -> None:
                 )
             )
         )
+
+
+def run_card(
+    family: str,
+    path: str | None,
+    *,
+    place: str | None,
+    overwrite: bool,
+    output: Output,
+    registry: str | None,
+) -> None:
+    """Write a family's model card."""
+    target = Path(path) if path is not None else None
+    if target is not None and target.exists() and not overwrite:
+        raise AlreadyExistsError(
+            f"{target} is there already; name another file, or give --overwrite", kind="already-exists/file"
+        )
+    text = card(family, registry=registry, repository=place)
+    if target is not None:
+        try:
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot write {target}: {error}", kind="storage/io") from error
+    if output.as_json:
+        output.document({"family": family, "path": target, "card": text})
+    elif target is None:
+        output.names(text.splitlines())
+    else:
+        output.notice(f"wrote {target}")
 
 
 def _measure(removals: Sequence[Removal]) -> tuple[str, str]:

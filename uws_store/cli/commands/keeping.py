@@ -8,7 +8,7 @@ import click
 from uws_store.cli.command import Example, command
 from uws_store.cli.output import Output
 
-__all__ = ["cache", "gc"]
+__all__ = ["cache", "card", "gc"]
 
 
 @command(
@@ -81,3 +81,34 @@ def cache(*, action: str, output: Output, registry: str | None) -> None:
 
     del registry
     run_cache(action, output=output)
+
+
+@command(
+    "card",
+    Example("uws-store card vit-digits", "print it"),
+    Example(
+        "uws-store card vit-digits -o README.md --url hf://org/vit-digits", "for a repository of the Hub"
+    ),
+)
+@click.argument("family")
+@click.option("-o", "--output", "path", metavar="PATH", help="Write it to a file.")
+@click.option(
+    "--url", "place", metavar="URL", help="Where readers will find the family; the card tells how to load it."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def card(
+    *,
+    family: str,
+    path: str | None,
+    place: str | None,
+    overwrite: bool,
+    output: Output,
+    registry: str | None,
+) -> None:
+    """Write a family's model card: what it is, how many models, sizes, scores, how to load it.
+
+    It is Markdown with the metadata that the Hub indexes, told by the records alone.
+    """
+    from uws_store.cli.keeping import run_card
+
+    run_card(family, path, place=place, overwrite=overwrite, output=output, registry=registry)

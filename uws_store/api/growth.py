@@ -80,7 +80,7 @@ def extend(
     state = opened.state().family(family)
     latest = _latest(state)
     old_basis = _open_basis(opened, family, latest)
-    new = [member for zoo in zoos for member in scan_zoo(Path(zoo))]
+    new = [member for zoo in zoos for member in scan_zoo(zoo)]
     stored = _stored_checkpoints(opened, family, state, without={member.task for member in new})
     if not new and all(entry.commit == latest.commit for entry in _newest(state)):
         raise InvalidInputError(

@@ -119,7 +119,7 @@ def build(
     Parameters
     ----------
     zoo : str or Path
-        A folder with one checkpoint file or folder per task, or a manifest.
+        A folder with one checkpoint file or folder per task, a manifest, or a URL with safetensors objects.
     family : str
         The new family's name.
     registry : str or Registry, optional
@@ -203,7 +203,7 @@ def build(
     spec = ExecutorSpec.parse(executor, workers=workers)
     with (
         Members(
-            scan_zoo(Path(zoo)),
+            scan_zoo(zoo),
             skip_mismatched=skip_mismatched,
             base=Path(base) if base is not None else None,
         ) as members,

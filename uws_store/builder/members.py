@@ -66,9 +66,9 @@ class Members:
     ) -> None:
         with ExitStack() as stack:
             opened = dict(also or {})
-            opened |= {member.task: stack.enter_context(open_checkpoint(member.path)) for member in zoo}
+            opened |= {member.task: stack.enter_context(open_checkpoint(member.place)) for member in zoo}
             paths = {task: checkpoint.source for task, checkpoint in opened.items()}
-            paths |= {member.task: str(member.path) for member in zoo}
+            paths |= {member.task: member.url or str(member.path) for member in zoo}
             products = find_products(opened)
             report = compare({task: products.shapes(task, checkpoint) for task, checkpoint in opened.items()})
             if not skip_mismatched:

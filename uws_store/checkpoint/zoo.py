@@ -21,6 +21,7 @@ from uws_store.checkpoint.folder import (
     task_stem,
 )
 from uws_store.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from uws_store.checkpoint.remote import is_url, list_remote
 from uws_store.checkpoint.weight_file import file_errors
 from uws_store.errors import InvalidInputError, NotFoundError, Problem
 from uws_store.names import check_task_name, collision_key
@@ -43,11 +44,19 @@ class ZooMember:
         What :func:`~uws_store.checkpoint.opening.open_checkpoint` opens.
     metadata : Mapping of str to str
         What a manifest says of it: its licence, its source.
+    url : str or None
+        In place of `path`, for a checkpoint that is not on this machine's disks.
     """
 
     task: str
     path: Path
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    url: str | None = None
+
+    @property
+    def place(self) -> str | Path:
+        """What opens it."""
+        return self.path if self.url is None else self.url
 
 
 def task_of(path: str | os.PathLike[str]) -> str:
@@ -72,7 +81,8 @@ def scan_zoo(path: str | os.PathLike[str]) -> tuple[ZooMember, ...]:
     A folder's members are its weight files and the folders in it that hold weights; hidden entries and files of
     other kinds are passed over. The task is the file's stem or the folder's name, without a shard's number. A
     folder with a ``zoo.json``, or any other ``.json`` file, is a manifest: a list of objects with ``task``, ``path``
-    (absolute, or from the manifest's folder) and, if wanted, ``metadata`` (text by text).
+    (absolute, or from the manifest's folder) and, if wanted, ``metadata`` (text by text). Of a URL that a storage
+    opens (``s3://``, ``https://``), the members are the safetensors objects that stand in it directly.
 
     Parameters
     ----------
@@ -98,6 +108,8 @@ def scan_zoo(path: str | os.PathLike[str]) -> tuple[ZooMember, ...]:
     StorageError
         When the disk fails (kinds ``storage/...``).
     """
+    if is_url(path):
+        return _members_at(str(path) if not isinstance(path, str) else path)
     root = Path(path)
     with file_errors(root):
         is_there, is_folder = root.exists(), root.is_dir()
@@ -114,6 +126,21 @@ def scan_zoo(path: str | os.PathLike[str]) -> tuple[ZooMember, ...]:
     if (root / MANIFEST_NAME).is_file():
         return _members_of_manifest(root / MANIFEST_NAME)
     return _members_of_folder(root)
+
+
+def _members_at(url: str) -> tuple[ZooMember, ...]:
+    places = list_remote(url)
+    if not places:
+        raise InvalidInputError(
+            f"the zoo {url} is empty: expected a .safetensors object for each task",
+            kind="invalid-input/empty-zoo",
+        )
+    members = []
+    for place in places:
+        name = place.rsplit("/", 1)[1]
+        members.append(ZooMember(check_task_name(task_stem(name)), Path(name), url=place))
+    _refuse(Path(url), _duplicates(members), otherwise="invalid-input/zoo")
+    return tuple(sorted(members, key=lambda member: member.task))
 
 
 def _members_of_folder(root: Path) -> tuple[ZooMember, ...]:

@@ -127,7 +127,7 @@ def build(
     """Build a family from a zoo: one basis, and every model stored in it.
 
     ZOO is a folder with one checkpoint file or folder per task (safetensors, or a file that torch.load can read with
-    weights_only=True), or a manifest (.json). A file's stem is the task's name. How close the models are
+    weights_only=True), a manifest (.json), or a URL with safetensors objects. A file's stem is the task's name. How close the models are
     kept is said by one of --bits, --rel-error, --change-error and --max-drop.
 
     FUNCTION is called with a dict of tensors and the task's name. It returns a dict with metric, value,

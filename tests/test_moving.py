@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import make_small_zoo, run, run_well
+from spec_support import VECTORS
 from storage_support import CountingStorage
 
 from uws_store import api
@@ -61,6 +62,24 @@ def test_a_family_keeps_its_versions_aliases_and_bytes(source: Registry, target:
     # All but what was withdrawn.
     assert there.items() <= here.items()
     assert result.size_bytes <= sum(map(len, there.values()))
+
+
+@pytest.mark.parametrize(
+    "vectors", ["v1/registry", "v1/groups/registry", "v1/files/registry", "v1-adapters/registry"]
+)
+def test_every_array_that_there_is_goes_along(vectors: str, target: Registry) -> None:
+    folder = VECTORS.parent / vectors
+    source = Registry.open(str(folder))
+    (family,) = source.state().families
+    api.push(family, target, registry=source)
+    assert api.verify(family, registry=target).ok
+    reached = {entry.digest for entry in source.state().models()}
+    wanted = {
+        path
+        for path in source.storage.list("families")
+        if "/models/" not in path or path.endswith("models/zarr.json") or path.split("/")[3] in reached
+    }
+    assert wanted == set(target.storage.list("families"))
 
 
 def test_a_number_that_was_withdrawn_is_used_up_there_too(

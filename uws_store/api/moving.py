@@ -282,15 +282,14 @@ class _Transfer:
     def _objects(self, prefix: str) -> list[_Object]:
         """List a basis's or a model's objects by its record, which is checked; the group document last."""
         digest = prefix.rpartition("/")[2]
-        records: dict[str, ArrayRecord | None]
+        records: Mapping[str, ArrayRecord | None]
         if prefix.split("/")[2] == "basis":
             basis = Basis.open(self.source, prefix, digest=digest).document
             records = {name: array_record(basis, name) for name in ARRAYS}
             group = to_group_bytes(basis)
         else:
             model = read_document(self.source, prefix, digest=digest)
-            records = {"core": model.core, "private": model.private_bytes}
-            records |= {f"residual{width}": model.residual(width) for width in (16, 32, 64)}
+            records = model.arrays
             group = to_group_bytes(model)
         if hashlib.sha256(group).hexdigest() != digest:  # another writer's spelling
             group = self.source.read(f"{prefix}/{layout.GROUP_PATH}")

@@ -32,19 +32,32 @@ def open_s3(endpoint: str, prefix: str, **more: object) -> Storage:
 @contextlib.contextmanager
 def moto_server() -> Iterator[str]:
     """Run moto in threads of this process, with the tests' bucket made; gives its address."""
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - need not be installed
+    from moto.moto_server.werkzeug_app import (  # noqa: PLC0415 - need not be installed
+        DomainDispatcherApplication,
+        create_backend_app,
+    )
+    from werkzeug.serving import make_server  # noqa: PLC0415 - comes with moto
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    app = DomainDispatcherApplication(create_backend_app)
+    lock = threading.Lock()
+
+    def one_by_one(environ: Any, start_response: Any) -> Any:
+        # moto looks for the object and stores it in two steps: two requests at once can both be told they created it.
+        with lock:
+            return app(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, one_by_one, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     try:
-        host, port = server.get_host_and_port()
-        made = http.client.HTTPConnection(host, port, timeout=30)
-        made.request("PUT", f"/{BUCKET}", headers={"Host": f"{host}:{port}"})
+        made = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        made.request("PUT", f"/{BUCKET}")
         assert made.getresponse().status == 200
         made.close()
-        yield f"http://{host}:{port}"
+        yield f"http://127.0.0.1:{server.port}"
     finally:
-        server.stop()
+        server.shutdown()
+        thread.join(10)
 
 
 @contextlib.contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from codec_report import setting
+from codec_report import setting as software
 from load import LoadRow
 from rich import box
 from rich.console import Console
@@ -20,6 +21,12 @@ _NOTE = (
     "makes them, waits 20 ms and then for its bytes' share of the bandwidth, on top of reading the local file; a rival is "
     "fetched in one request and loaded after."
 )
+
+
+def setting() -> dict[str, str]:
+    """What the numbers were measured with, and how busy the machine was with everything: times are by its clock."""
+    busy = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    return software() | {"load average at the end": busy}
 
 
 def _groups(rows: Sequence[LoadRow]) -> Iterator[tuple[str, list[LoadRow]]]:

@@ -169,3 +169,13 @@ def test_measured_bits_are_those_of_models_outside_the_fit() -> None:
 def test_the_mean_is_rounded_finer_than_step_and_change(step: float, rms: float) -> None:
     grid = math.ldexp(1.0, -mean_grid(step=step, change_rms=rms))
     assert min(step, rms) / 4 < grid <= min(step, rms) / 2
+
+
+def test_who_asks_for_an_error_gets_fewer_bits_at_that_error() -> None:
+    source = _source(6)
+    # The product of two Gaussians has about the tail of a Laplace variable.
+    changes, mean = _centred([_normal(source, 64, 64) * _normal(source, 64, 64) for _ in range(16)])
+    length = HeldOut(changes, mean=mean, step=2.4).measure(Candidate(ordered=False))
+    error = HeldOut(changes, mean=mean, step=2.0, rounding="error").measure(Candidate(ordered=False))
+    assert error.distortion * 2.0**2 < length.distortion * 2.4**2
+    assert error.bits < length.bits

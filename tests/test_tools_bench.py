@@ -196,9 +196,11 @@ def test_a_zoo_runs_from_end_to_end(tmp_path: Path) -> None:
     zoo = _tiny_zoo(tmp_path / "zoo", private=True)
     methods = [*plain_coders.plain_coder((0.2, 3.0)), *sign_coders.bitdelta()]
     result = codec.measure(zoo, methods=methods)
-    ours, fine, coarse = result.points[:3]
+    ours, by_error, fine, coarse = result.points[:4]
     signs = result.points[-1]
     assert ours.method == codec.OURS
+    assert by_error.method == codec.BY_ERROR
+    assert by_error.weight_error <= 1.3 * ours.weight_error
     assert [point.container_bytes for point in (fine, coarse, signs)] == [ours.container_bytes] * 3
     heads = [4 * 3 * (2 + index) for index in (0, 4, 8)]
     assert all(point.private_bytes == sum(heads) / 3 for point in (fine, coarse, signs))
@@ -233,8 +235,9 @@ def _point(method: str, size: float, loss: float, *, error: float = 0.0) -> code
 
 def test_plain_coders_are_compared_at_equal_error(tmp_path: Path) -> None:
     points = (
-        _point(codec.OURS, 100.0, 0.0, error=0.1),
-        _point(codec.OURS, 1.0, 0.0, error=5.0),
+        _point(codec.BY_ERROR, 100.0, 0.0, error=0.1),
+        _point(codec.BY_ERROR, 1.0, 0.0, error=5.0),
+        _point(codec.OURS, 1.0, 0.0, error=0.1),
         _point("plain coder", 400.0, 0.0, error=0.01),
         _point("plain coder", 100.0, 0.0, error=1.0),
         _point("plain, dead zone", 900.0, 0.0, error=0.01),

@@ -19,6 +19,7 @@ from uws_store.metadata.document import Document
 from uws_store.metadata.log import Commit, HeadHint, RegistryDocument
 from uws_store.metadata.model import ModelDocument
 from uws_store.metadata.pending import PendingNote
+from uws_store.metadata.plan import PlanDocument
 from uws_store.metadata.snapshot import FamilySnapshot
 
 DOCUMENTS: Mapping[str, type[Document]] = {
@@ -26,6 +27,7 @@ DOCUMENTS: Mapping[str, type[Document]] = {
     "commit": Commit,
     "head": HeadHint,
     "model": ModelDocument,
+    "plan": PlanDocument,
     "pending": PendingNote,
     "registry": RegistryDocument,
     "snapshot": FamilySnapshot,

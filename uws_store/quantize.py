@@ -6,20 +6,27 @@ nothing about bases or files.
 Rounding with a dead zone minimises squared error per bit and shrinks every change towards the mean, because the many
 small coefficients fall to zero. Networks bear noise better than shrinkage: on the digits ViTs an offset that preserves
 the projection ``<t, q step> = <t, t>`` with a larger step needs 1.5 times fewer bits at the same accuracy than the
-dead zone (``tools/bench codec``). It is near 0.6 at half a bit and tends to 0.5, plain rounding, at fine steps.
+dead zone (``tools/bench codec``). It is near 0.6 at half a bit and tends to 0.5, plain rounding, at fine steps. Who asks for an
+error and not for a score gets the dead zone: at one bit it takes a fifth fewer bits at equal squared error.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 
 from uws_store.errors import InvalidInputError
 
-__all__ = ["preserving_offset", "quantise"]
+__all__ = ["Rounding", "least_error_offset", "preserving_offset", "quantise"]
+
+Rounding = Literal["length", "error"]
+"""What rounding keeps: a change's length, or its squared error at the fewest bits."""
 
 _LIMIT = float(2**31 - 2**20)
 _BINS = 256
 _LEAST, _MOST = 0.4, 0.75
+_SMALL = 0.6
 
 
 def preserving_offset(coefficients: torch.Tensor, step: float) -> float:
@@ -52,7 +59,31 @@ def preserving_offset(coefficients: torch.Tensor, step: float) -> float:
     return min(_MOST, max(_LEAST, offset))
 
 
-def quantise(coefficients: torch.Tensor, step: float, *, offset: float | None = None) -> torch.Tensor:
+def least_error_offset(coefficients: torch.Tensor, step: float) -> float:
+    """Find the rounding offset with about the fewest bits at equal squared error.
+
+    Parameters
+    ----------
+    coefficients : torch.Tensor
+        Real coefficients, any shape.
+    step : float
+        The tensor's step, positive.
+
+    Returns
+    -------
+    float
+        In [0.3, 0.5]: 0.5 where few coefficients are small, less the more there are. Measured on wake-word and digits
+        networks, where 0.3 to 0.5 are each best at some step, by 1 to 5 % of the bits.
+    """
+    if not coefficients.numel():
+        return 0.5
+    small = float((coefficients.abs() < _SMALL * step).to(torch.float64).mean())
+    return min(0.5, max(0.3, 0.575 - 0.3 * small))
+
+
+def quantise(
+    coefficients: torch.Tensor, step: float, *, offset: float | None = None, rounding: Rounding = "length"
+) -> torch.Tensor:
     """Quantise coefficients to whole numbers of steps.
 
     Parameters
@@ -62,7 +93,9 @@ def quantise(coefficients: torch.Tensor, step: float, *, offset: float | None = 
     step : float
         The tensor's step, positive.
     offset : float, optional
-        ``floor(|t| / step + offset)``; by default :func:`preserving_offset`.
+        ``floor(|t| / step + offset)``; by default the one that ``rounding`` finds.
+    rounding : {"length", "error"}
+        :func:`preserving_offset` or :func:`least_error_offset`.
 
     Returns
     -------
@@ -75,7 +108,8 @@ def quantise(coefficients: torch.Tensor, step: float, *, offset: float | None = 
         When an integer would not fit 32 bits (kind ``invalid-input/range``): the tensor should be private.
     """
     if offset is None:
-        offset = preserving_offset(coefficients, step)
+        find = preserving_offset if rounding == "length" else least_error_offset
+        offset = find(coefficients, step)
     whole = torch.floor(coefficients.abs() / step + offset)
     if whole.numel() and not bool(whole.max() < _LIMIT):
         raise InvalidInputError(

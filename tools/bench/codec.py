@@ -21,9 +21,12 @@ from plain_coders import mean_only, plain_coder, rounding
 from sign_coders import bitdelta, dare, switch
 from zoos import BenchZoo
 
-__all__ = ["OURS", "Point", "ZooResult", "all_methods", "measure"]
+__all__ = ["BY_ERROR", "OURS", "Point", "ZooResult", "all_methods", "measure"]
 
 OURS = "uws-store"
+
+BY_ERROR = "uws-store, asked for an error"
+"""The store when it is asked for a squared error and not for bits: it rounds otherwise then, as plain coders do."""
 
 Progress = Callable[[str], None]
 
@@ -190,6 +193,11 @@ def measure(
             notes.append(f"{OURS} cannot be built at {rate:g} bits: the records alone take more")
         else:
             points.append(point)
+    for error in _change_errors(training, points):
+        on_progress(f"{zoo.name}: {BY_ERROR} of {error:.3g}")
+        point = _ours(zoo, error, training, held, by_error=True)
+        assert point is not None
+        points.append(point)
     container = statistics.fmean(point.container_bytes for point in points) if points else 0.0
     for method in all_methods(zoo) if methods is None else methods:
         on_progress(f"{zoo.name}: {method.name} {method.setting}")
@@ -210,9 +218,30 @@ def measure(
     )
 
 
-def _ours(zoo: BenchZoo, bits: float, training: Training, held: dict[str, LazyWeights]) -> Point | None:
+def _change_errors(training: Training, points: Sequence[Point]) -> list[float]:
+    """The points' errors relative to the change: what to ask for so that the error of the weights is the same."""
+    energy = sum(float(value.square().sum()) for value in training.mean.values())
+    change = sum(training.change_rms[name] ** 2 * training.mean[name].numel() for name in training.names)
+    ratio = math.sqrt((energy + change) / change)
+    return [min(0.9, point.weight_error * ratio) for point in points]
+
+
+def _ours(
+    zoo: BenchZoo,
+    asked: float,
+    training: Training,
+    held: dict[str, LazyWeights],
+    *,
+    by_error: bool = False,
+) -> Point | None:
     started_s = time.perf_counter()
-    with stored(zoo.training, zoo.held, bits=bits, expect_models=zoo.counted_models) as family:
+    with stored(
+        zoo.training,
+        zoo.held,
+        bits=None if by_error else asked,
+        change_error=asked if by_error else None,
+        expect_models=zoo.counted_models,
+    ) as family:
         if family is None:
             return None
         scores: list[float] = []
@@ -222,8 +251,8 @@ def _ours(zoo: BenchZoo, bits: float, training: Training, held: dict[str, LazyWe
             scores.append(zoo.score(weights, model.task))
             errors.append(_weight_error(training.names, weights, held[model.task]))
     return Point(
-        method=OURS,
-        setting=f"{bits:g} bits",
+        method=BY_ERROR if by_error else OURS,
+        setting=f"{100 * asked:.3g} %" if by_error else f"{asked:g} bits",
         source="this project",
         payload_bytes=statistics.fmean(model.payload_bytes for model in family.models),
         private_bytes=statistics.fmean(model.private_bytes for model in family.models),

@@ -272,6 +272,6 @@ def _sentences(result: ZooResult) -> list[str]:
         if ratios:
             lines.append(
                 f"at equal error of the weights, {measure}: the best plain coder takes "
-                f"{', '.join(f'{ratio:.2f}' for ratio in ratios)} times as much at our rates."
+                f"{', '.join(f'{ratio:.2f}' for ratio in ratios)} times as much as the store asked for that error."
             )
     return lines + [f"{note}." for note in result.notes]

@@ -73,7 +73,8 @@ def stored(
     training: Sequence[tuple[str, Path]],
     held: Sequence[tuple[str, Path]],
     *,
-    bits: float,
+    bits: float | None = None,
+    change_error: float | None = None,
     expect_models: int,
 ) -> Iterator[StoredFamily | None]:
     """Store a zoo at a rate, in a registry that is removed afterwards.
@@ -82,8 +83,8 @@ def stored(
     ----------
     training, held : sequence of (str, Path)
         Checkpoints in the basis, and those added to it.
-    bits : float
-        Bits per parameter asked for.
+    bits, change_error : float, optional
+        What is asked for: bits per parameter, or the error relative to the change.
     expect_models : int
         Models the basis is planned for.
 
@@ -100,7 +101,12 @@ def stored(
         registry = str(Path(folder) / "registry")
         try:
             built = uws_store.build(
-                zoo, family=FAMILY, registry=registry, bits=bits, expect_models=expect_models
+                zoo,
+                family=FAMILY,
+                registry=registry,
+                bits=bits,
+                change_error=change_error,
+                expect_models=expect_models,
             )
         except FidelityError:
             yield None

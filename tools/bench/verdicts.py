@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from codec import OURS, Point, ZooResult
+from codec import BY_ERROR, OURS, Point, ZooResult
 from plain_coders import CONTROL
 
 __all__ = ["PLAIN", "Verdict", "bytes_at_tolerance", "equal_error_ratios", "verdict_of"]
@@ -77,6 +77,7 @@ def verdict_of(result: ZooResult) -> tuple[Verdict, ...]:
             if (value := bytes_at_tolerance(result, method, size)) is not None
         }
         ours = reached.pop(OURS, None)
+        reached.pop(BY_ERROR, None)
         control = reached.pop(CONTROL, None)
         best = min(reached, key=reached.__getitem__, default=None)
         found.append(
@@ -112,11 +113,11 @@ def equal_error_ratios(result: ZooResult, size: Size) -> list[float]:
     Returns
     -------
     list of float
-        One for each of the store's rates that lies between two settings of a plain coder.
+        One for each error asked of the store that lies between two settings of a plain coder.
     """
     ratios: list[float] = []
     for point in result.points:
-        if point.method != OURS:
+        if point.method != BY_ERROR:
             continue
         rivals = [
             found

@@ -34,6 +34,7 @@ from uws_store.api.names import (
     remove_alias,
     set_alias,
 )
+from uws_store.api.planning import plan, read_plan, save_plan
 from uws_store.api.publish import add, build
 from uws_store.api.restore import ExportResult, export, export_name, file_name_of
 from uws_store.api.results import AddResult, BuildResult, ExtendResult, ModelResult
@@ -81,10 +82,13 @@ __all__ = [
     "mirror",
     "open_family",
     "open_registry",
+    "plan",
     "pull",
     "push",
+    "read_plan",
     "rebase",
     "remove_alias",
+    "save_plan",
     "set_alias",
     "show",
     "verify",

@@ -66,6 +66,7 @@ class ModelEncoding:
                 # Who asks for bits asks them of the compact tier.
                 exact_overhead=None if self.fidelity.kind == "bits" else EXACT_OVERHEAD,
                 analyses=self.analyses,
+                rounding=self.fidelity.rounding,
             )
 
         settled = judge.step_of(task) if judge else None

@@ -7,6 +7,7 @@ as it was.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,16 +25,16 @@ from uws_store.api.encoding import (
     remarks_on_promise,
 )
 from uws_store.api.family import open_registry
+from uws_store.api.options import choose_fidelity, expected
+from uws_store.api.planning import read_plan
 from uws_store.api.results import AddResult, BuildResult
 from uws_store.architecture import compare
 from uws_store.basis import Basis, step_of
 from uws_store.builder import (
-    DEFAULT_FIDELITY,
     AnalysisCache,
     BasisBuilder,
     EncodedModel,
     Fidelity,
-    FidelityKind,
     Members,
     Progress,
     available_bytes,
@@ -54,39 +55,13 @@ from uws_store.fidelity import (
 )
 from uws_store.metadata.group import PLAIN_GROUP
 from uws_store.metadata.log import Action, BasisAction, FamilyAction, ModelAction
+from uws_store.metadata.plan import PlanDocument
 from uws_store.names import check_family_name, check_task_name, collision_key
 from uws_store.registry import Publication, Registry, RegistryState
 from uws_store.storage import Storage
 from uws_store.store import put_verified
 
 __all__ = ["add", "build", "require_architecture"]
-
-
-def choose_fidelity(
-    *,
-    bits: float | None = None,
-    rel_error: float | None = None,
-    change_error: float | None = None,
-    max_drop: float | None = None,
-) -> Fidelity:
-    """Turn a caller's options into one fidelity; the default when there is none.
-
-    Raises
-    ------
-    InvalidInputError
-        When there are several, or one is out of range.
-    """
-    asked: dict[FidelityKind, float | None] = {
-        "bits": bits,
-        "rel-error": rel_error,
-        "change-error": change_error,
-        "max-drop": max_drop,
-    }
-    given = [(kind, value) for kind, value in asked.items() if value is not None]
-    if len(given) > 1:
-        words = " and ".join(f"--{kind}" for kind, _ in given)
-        raise InvalidInputError(f"give one fidelity, not {words}", kind="invalid-input/fidelity")
-    return Fidelity(*given[0]) if given else DEFAULT_FIDELITY
 
 
 def build(
@@ -106,6 +81,8 @@ def build(
     on_miss: OnMiss = "refuse",
     exact: bool = False,
     expect_models: int | None = None,
+    plan: PlanDocument | str | Path | None = None,
+    max_decode_flops_per_weight: float | None = None,
     skip_mismatched: bool = False,
     base: str | Path | None = None,
     executor: str | None = None,
@@ -145,6 +122,11 @@ def build(
         Also store what makes every tensor bit-identical.
     expect_models : int, optional
         Plan the basis for a family of this size, when more models will be added.
+    plan : PlanDocument, str or Path, optional
+        Follow a plan that was made before, or the file it was saved to, instead of planning.
+    max_decode_flops_per_weight : float, optional
+        The most multiplications and additions that decoding a tensor may take per weight. By default as many as let a
+        model be decoded in about a second on two cores, and at least 512.
     skip_mismatched : bool
         Leave out members of another architecture instead of refusing the zoo.
     base : str or Path, optional
@@ -187,10 +169,8 @@ def build(
     check_family_name(family)
     limit = parse_bytes(memory) if memory is not None else available_bytes()
     fidelity = choose_fidelity(bits=bits, rel_error=rel_error, change_error=change_error, max_drop=max_drop)
-    if expect_models is not None and expect_models < 1:
-        raise InvalidInputError(
-            f"expect_models is at least 1, not {expect_models}", kind="invalid-input/expect-models"
-        )
+    expect_models = expected(expect_models)
+    decided = read_plan(plan) if isinstance(plan, str | Path) else plan
     request = read_request(
         evaluate=evaluate,
         search_evaluate=search_evaluate,
@@ -223,6 +203,8 @@ def build(
                 str(fidelity),
                 str(expect_models),
                 str(exact),
+                str(max_decode_flops_per_weight),
+                hashlib.sha256(decided.to_bytes()).hexdigest() if decided else "",
                 *map(str, judge.options if judge else ()),
             ],
             restart=restart,
@@ -232,6 +214,8 @@ def build(
             fidelity=fidelity,
             expect_models=expect_models,
             options=judge.options if judge else (),
+            max_decode_flops_per_weight=max_decode_flops_per_weight,
+            plan=decided,
             progress=progress,
             workers=pool,
             kept_bytes=projection.room_bytes(pool.width, limit),
@@ -246,7 +230,7 @@ def build(
         publication.stored(prefix, _sizes(built.objects), reused=not is_new)
         members.checkpoints.drop()
         target = FamilyTarget(opened.storage, family, built.basis)
-        basis_bytes = built.size_bytes
+        basis_bytes, sharing = built.size_bytes, builder.sharing
         del builder, built  # means and samples, of no more use
         stored: dict[str, StoredModel] = {}
         for model in _encode_all(members, target, fidelity, judge, exact=exact, pool=pool):
@@ -281,6 +265,8 @@ def build(
             odd_tensors=dict(members.odd),
             skipped=members.skipped,
             outliers=dict(members.outliers),
+            shares=sharing.shares if sharing else None,
+            sharing=str(sharing) if sharing else "",
             commit=commit.number,
             step=step_of(target.basis.document.step).value,
             scores=summarise((model.task, score) for model in results for score in model.scores),

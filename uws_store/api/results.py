@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uws_store.fidelity import FamilyScore, ModelScore
+from uws_store.nulls import Shares
 
 __all__ = ["AddResult", "BuildResult", "ExtendResult", "ModelResult"]
 
@@ -72,6 +73,10 @@ class BuildResult:
         Members of another architecture that were left out.
     outliers : dict of str to tuple of str
         Per task, tensors kept out of the fit because their norm is far beyond the others'.
+    shares : {"subspace", "mean", "nothing"} or None
+        What the zoo shares beyond its nulls; None where it is too small to tell.
+    sharing : str
+        The same in a sentence, with the numbers.
     commit : int
         The commit that published it.
     step : float
@@ -92,6 +97,8 @@ class BuildResult:
     odd_tensors: dict[str, tuple[str, ...]]
     skipped: tuple[str, ...]
     outliers: dict[str, tuple[str, ...]]
+    shares: Shares | None
+    sharing: str
     commit: int
     step: float
     scores: tuple[FamilyScore, ...]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from uws_store import layout
 from uws_store.basis import Basis, step_of
@@ -16,12 +16,15 @@ from uws_store.builder.assemble import assemble_basis
 from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
 from uws_store.builder.fit import FitJob, TensorFit, fit_tensor
 from uws_store.builder.members import Members, sample_tasks
+from uws_store.builder.planning import decisions, factors_in_vain, plan_document
 from uws_store.builder.search import Fidelity, find_step, first_step
 from uws_store.builder.survey import TensorSurvey
 from uws_store.builder.work import resumed
 from uws_store.canonical import Step
 from uws_store.executors import Workers, one_thread
-from uws_store.plan import decode_budget, step_shift
+from uws_store.metadata.plan import PlanDocument
+from uws_store.nulls import Sharing, pooled
+from uws_store.plan import Choice, decode_budget, step_shift
 from uws_store.storage import MemoryStorage
 
 __all__ = ["BasisBuilder", "BuiltBasis", "Progress", "build_basis", "encode_within"]
@@ -30,6 +33,9 @@ Progress = Callable[[str, int, int], None]
 """Called with the phase's name, what is done and what there is to do."""
 
 _TRIMS = 4
+_NULLED_TENSORS = 12
+_NULL_SIDE = 4
+_NULL_ELEMENTS = 1 << 20
 _PLANS = 4
 _PLAN_REACH = 4.0
 _NEAR = (0.7, 1.4)
@@ -81,6 +87,8 @@ class BasisBuilder:
         More of what was asked for, to stand beside it.
     max_decode_flops_per_weight : float, optional
         The most that decoding a tensor may take; by default :func:`uws_store.plan.decode_budget`.
+    plan : PlanDocument, optional
+        Decisions made before, instead of planning; the step is searched for all the same.
     progress : callable, optional
         See :data:`Progress`.
     workers : Workers, optional
@@ -97,6 +105,7 @@ class BasisBuilder:
         expect_models: int | None = None,
         options: tuple[tuple[str, str], ...] = (),
         max_decode_flops_per_weight: float | None = None,
+        plan: PlanDocument | None = None,
         progress: Progress | None = None,
         workers: Workers | None = None,
         kept_bytes: int = 0,
@@ -126,7 +135,10 @@ class BasisBuilder:
             ),
             _shifts(coded),
             max_decode_flops_per_weight or decode_budget(self._parameters),
-            fidelity.kind == "bits",
+            fidelity,
+            decisions(plan, surveys, architecture=members.report.digest) if plan is not None else {},
+            _nulled(coded),
+            len(coded),
         )
         self._pilot = [survey for survey in coded if survey.name in pilot]
         self._rest = [survey for survey in coded if survey.name not in pilot]
@@ -208,6 +220,25 @@ class BasisBuilder:
         self._planned_step = step
         return self._fits
 
+    @property
+    def sharing(self) -> Sharing | None:
+        """What the zoo shares beside its nulls, once it was fitted; None where that cannot be measured."""
+        return pooled(list(self._zoo.sharing.values()))
+
+    def plan(self, built: BuiltBasis) -> PlanDocument:
+        """Write down what was decided for a basis, and what it is predicted to take."""
+        document = built.basis.document
+        return plan_document(
+            built.fits,
+            sharing=self.sharing,
+            document=document,
+            models=self._zoo.models,
+            fidelity=str(self._fidelity),
+            max_flops_per_weight=self._zoo.max_flops_per_weight,
+            basis_bytes=built.size_bytes,
+            overhead_bytes=_overhead_bytes(len(self._zoo.surveys)),
+        )
+
     def _plan_for(self, step: float) -> bool:
         """Fit for a step, unless the last fit was for one that is near enough."""
         if self._planned_step and _NEAR[0] < step / self._planned_step < _NEAR[1]:
@@ -275,6 +306,18 @@ def _form_option(members: Members, coded: Sequence[TensorSurvey]) -> tuple[tuple
     return (("form", products.form),) if products and any(survey.place for survey in coded) else ()
 
 
+def _nulled(coded: Sequence[TensorSurvey]) -> frozenset[str]:
+    """Pick matrices on which to measure what a zoo shares: a few, spread over the table, none of them huge."""
+    matrices = [
+        survey
+        for survey in coded
+        if min(survey.matrix) >= _NULL_SIDE and math.prod(survey.shape) <= _NULL_ELEMENTS
+    ]
+    count = min(_NULLED_TENSORS, len(matrices))
+    picked = [index * len(matrices) // count for index in range(count)]
+    return frozenset(matrices[index].name for index in picked)
+
+
 def _shifts(coded: Sequence[TensorSurvey]) -> dict[str, int]:
     """Give every tensor a step in proportion to its change (see :func:`uws_store.plan.step_shift`).
 
@@ -315,7 +358,12 @@ class _Zoo:
     options: tuple[tuple[str, str], ...]
     shifts: Mapping[str, int]
     max_flops_per_weight: float
-    truncate: bool
+    fidelity: Fidelity
+    decided: Mapping[str, Choice]
+    nulled: frozenset[str]
+    coded_tensors: int
+    sharing: dict[str, Sharing] = field(default_factory=dict)
+    """What was measured so far: it does not depend on the step, so that it is measured once."""
 
     def fit(self, coded: Sequence[TensorSurvey], step: float, report: Progress) -> list[TensorFit]:
         """Fit tensors for a step."""
@@ -328,24 +376,50 @@ class _Zoo:
                 models=self.models,
                 sampled=self.sampled,
                 max_flops_per_weight=self.max_flops_per_weight,
-                truncate=self.truncate,
+                truncate=self.fidelity.kind == "bits",
+                rounding=self.fidelity.rounding,
+                decided=self.decided.get(survey.name),
+                with_nulls=survey.name in self.nulled and survey.name not in self.sharing,
             )
             for survey in coded
         ]
         number = {survey.name: index for index, survey in enumerate(self.surveys)}
-        names = [f"fit/{step.hex()}/{number[survey.name]}" for survey in coded]
+        names = [
+            f"fit/{step.hex()}/{number[survey.name]}" + ("/decided" if survey.name in self.decided else "")
+            for survey in coded
+        ]
         fits: dict[int, TensorFit] = {}
         for index, fit in resumed(
             self.members.work, self.workers, fit_tensor, jobs, names=names, kind=TensorFit
         ):
             fits[index] = fit
+            if fit.sharing is not None:
+                self.sharing[fit.survey.name] = fit.sharing
             report("fitting", len(fits), len(coded))
-        return [fits[index] for index in range(len(coded))]
+        made = [fits[index] for index in range(len(coded))]
+        if len(made) == self.coded_tensors:
+            made = self._without_vain(made, step, report)
+        return made
+
+    def _without_vain(self, fits: list[TensorFit], step: float, report: Progress) -> list[TensorFit]:
+        """Fit those tensors anew whose factors do not pay for the arrays that hold them."""
+        simple = factors_in_vain(fits, models=self.models)
+        if not simple:
+            return fits
+        again = replace(self, decided={**self.decided, **simple}, coded_tensors=-1)
+        anew = again.fit([fit.survey for fit in fits if fit.survey.name in simple], step, report)
+        by_name = {fit.survey.name: fit for fit in anew}
+        return [by_name.get(fit.survey.name, fit) for fit in fits]
+
+    def recorded(self) -> tuple[tuple[str, str], ...]:
+        """The options, and what the zoo shares, for the basis's record."""
+        found = pooled(list(self.sharing.values()))
+        return (*self.options, *((("shares", found.shares),) if found is not None else ()))
 
     def assemble(self, fits: Sequence[TensorFit], step: Step) -> BuiltBasis:
         """Put the basis together and open it from its own bytes."""
         document, group, objects = assemble_basis(
-            self.members, self.surveys, fits, step=step, options=self.options, workers=self.workers
+            self.members, self.surveys, fits, step=step, options=self.recorded(), workers=self.workers
         )
         digest = hashlib.sha256(group).hexdigest()
         storage = MemoryStorage("build")

@@ -37,7 +37,7 @@ from uws_store.metadata.model import (
     SourceRecord,
     relative_error,
 )
-from uws_store.quantize import quantise
+from uws_store.quantize import Rounding, quantise
 from uws_store.residual import residual_classes, residual_dtype, residual_of, residual_order
 from uws_store.store import EncodedArray, encode_array
 from uws_store.tensor_bytes import bytes_of, digest_of
@@ -121,6 +121,7 @@ def encode_model(
     exact_overhead: float | None = EXACT_OVERHEAD,
     analyses: AnalysisCache | None = None,
     scores: tuple[ScoreRecord, ...] = (),
+    rounding: Rounding = "length",
 ) -> EncodedModel:
     """Encode a checkpoint against a basis.
 
@@ -141,6 +142,8 @@ def encode_model(
         Shared between models.
     scores : tuple of ScoreRecord
         Measured scores for the record.
+    rounding : {"length", "error"}
+        What the quantiser is to keep (see :mod:`uws_store.quantize`).
 
     Raises
     ------
@@ -156,6 +159,7 @@ def encode_model(
                 exact=exact,
                 exact_overhead=exact_overhead,
                 analyses=analyses or AnalysisCache(basis),
+                rounding=rounding,
             ),
             scores,
         )
@@ -188,6 +192,7 @@ class _Encoding:
     exact: bool
     exact_overhead: float | None
     analyses: AnalysisCache
+    rounding: Rounding
     cores: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
     private: list[tuple[PrivateRecord, bytes]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
@@ -250,7 +255,7 @@ class _Encoding:
         values = tensor.to(torch.float64).reshape(record.matrix)
         coefficients = self.analyses.get(record.name).coefficients(values - numbers.mean())
         try:
-            core = quantise(coefficients, self.step.value * 2.0**-record.shift)
+            core = quantise(coefficients, self.step.value * 2.0**-record.shift, rounding=self.rounding)
         except InvalidInputError:
             self.keep(info, tensor, "a coefficient is beyond the range of the core")
             return

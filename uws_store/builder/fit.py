@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ import torch
 from uws_store.builder.sources import ZooFiles
 from uws_store.builder.survey import TensorSurvey
 from uws_store.builder.transform import Analysis
+from uws_store.nulls import Sharing, sharing
 from uws_store.plan import Choice, SideChoice, choose_sides, fit_side
+from uws_store.quantize import Rounding
 from uws_store.subspace import (
     PROFILE_UNITS_PER_OCTAVE,
     QuantisedSide,
@@ -33,6 +35,7 @@ __all__ = ["FitJob", "TensorFit", "fit_tensor", "held_members"]
 
 _HELD_ELEMENTS = 1 << 27
 _LEAST_HELD = 8
+_NULL_MODELS = 32
 
 
 def held_members(numel: int, members: int) -> int:
@@ -63,6 +66,8 @@ class TensorFit:
         The tensor's step is the family's times ``2**-shift``.
     samples : dict of str to torch.Tensor
         Coefficients of the sampled tasks times ``2**shift``, float32, (p x q): for the search of the step.
+    sharing : Sharing or None
+        What the tensor shares beside its nulls, where that was asked for.
     """
 
     survey: TensorSurvey
@@ -74,6 +79,7 @@ class TensorFit:
     columns: torch.Tensor
     shift: int
     samples: dict[str, torch.Tensor]
+    sharing: Sharing | None = None
 
     @property
     def coefficients(self) -> int:
@@ -103,6 +109,12 @@ class FitJob:
         The most that decoding the tensor may take.
     truncate : bool
         Whether factors may drop columns.
+    rounding : {"length", "error"}
+        How models will be quantised.
+    decided : Choice or None
+        What a saved plan says; None plans.
+    with_nulls : bool
+        Whether to measure what the tensor shares beside its nulls.
     """
 
     files: ZooFiles
@@ -113,6 +125,9 @@ class FitJob:
     sampled: tuple[str, ...]
     max_flops_per_weight: float = math.inf
     truncate: bool = False
+    rounding: Rounding = "length"
+    decided: Choice | None = None
+    with_nulls: bool = False
 
 
 def fit_tensor(job: FitJob) -> TensorFit:
@@ -135,7 +150,9 @@ def fit_tensor(job: FitJob) -> TensorFit:
     mean /= len(changes)
     for values in changes:
         values.sub_(mean)
-    choice = choose_sides(
+    # On the whole weights: the mean is among what may be shared.
+    found = sharing([values + mean for values in changes[:_NULL_MODELS]]) if job.with_nulls else None
+    choice = job.decided or choose_sides(
         changes,
         step=step,
         models=job.models,
@@ -143,6 +160,7 @@ def fit_tensor(job: FitJob) -> TensorFit:
         unit=math.prod(survey.shape[2:]),
         max_flops_per_weight=job.max_flops_per_weight,
         truncate=job.truncate,
+        rounding=job.rounding,
     )
     if not choice.candidate.centred:
         for values in changes:
@@ -164,7 +182,8 @@ def fit_tensor(job: FitJob) -> TensorFit:
         mean += shifted
         for values in changes:
             values.sub_(shifted)
-    return _finished(job, dict(zip(held, changes, strict=True)), mean, choice, left=left, right=right)
+    fit = _finished(job, dict(zip(held, changes, strict=True)), mean, choice, left=left, right=right)
+    return replace(fit, sharing=found)
 
 
 def _finished(

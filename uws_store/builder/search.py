@@ -17,7 +17,7 @@ import torch
 from uws_store.builder.fit import TensorFit
 from uws_store.entropy import encode_integers, significance_order
 from uws_store.errors import FidelityError, InvalidInputError
-from uws_store.quantize import quantise
+from uws_store.quantize import Rounding, quantise
 
 __all__ = ["DEFAULT_FIDELITY", "Fidelity", "FidelityKind", "find_step", "first_step"]
 
@@ -54,6 +54,11 @@ class Fidelity:
                 f"--{self.kind} takes a number above 0 and at most {limit:g}, not {self.value:g}",
                 kind="invalid-input/fidelity",
             )
+
+    @property
+    def rounding(self) -> Rounding:
+        """What the quantiser is to keep: who asks for an error gets the fewest bits at that error."""
+        return "error" if self.kind in {"rel-error", "change-error"} else "length"
 
     def __str__(self) -> str:
         short = f"{self.value:g}"
@@ -185,7 +190,7 @@ def _scorer(
         for task in tasks:
             total = 0.0
             for fit in fits:
-                difference = fit.samples[task] - quantise(fit.samples[task], step) * step
+                difference = fit.samples[task] - quantise(fit.samples[task], step, rounding="error") * step
                 scale = 4.0**-fit.shift * fit.survey.sensitivity**2
                 total += float(difference.to(torch.float64).square().sum()) * scale
             worst = max(worst, total)

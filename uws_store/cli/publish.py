@@ -55,6 +55,8 @@ def run_build(
     exact: bool,
     expect_models: int | None,
     base: str | None,
+    max_decode_flops_per_weight: float | None,
+    plan: str | None,
     skip_mismatched: bool,
     executor: str | None,
     workers: int | None,
@@ -78,6 +80,8 @@ def run_build(
             exact=exact,
             expect_models=expect_models,
             base=base,
+            max_decode_flops_per_weight=max_decode_flops_per_weight,
+            plan=plan,
             skip_mismatched=skip_mismatched,
             executor=executor,
             workers=workers,
@@ -87,6 +91,8 @@ def run_build(
             **evaluation,
         )
     _tell_left_out(result, output)
+    if result.shares in {"mean", "nothing"}:
+        output.notice(result.sharing)
     tell_remarks(result.remarks, result.models, output=output)
     if output.as_json:
         output.document(result)
@@ -193,6 +199,8 @@ def _model_facts(models: Sequence[ModelResult]) -> Iterator[tuple[str, str, str]
 def _build_facts(result: BuildResult) -> Iterator[tuple[str, str, str]]:
     yield "basis", size(result.basis_bytes), "stored once"
     yield "parameters", f"{result.coded_parameters:,}", "of each model, coded in the basis"
+    if result.shares is not None:
+        yield "shares", result.shares, "beyond what the nulls share"
     yield from _model_facts(result.models)
     yield from build_score_facts(result)
     if result.odd_tensors:

@@ -17,6 +17,7 @@ from uws_store.entropy import encode_integers
 from uws_store.plan.candidates import Candidate, SideChoice, side_options
 from uws_store.plan.measure import HeldOut, Measured, can_hold_out
 from uws_store.plan.steps import mean_grid
+from uws_store.quantize import Rounding
 from uws_store.subspace import side_shape
 
 __all__ = ["Choice", "choose_sides"]
@@ -55,6 +56,10 @@ class Choice:
         What decoding takes.
     reason : str
         Why, in a few words.
+    saved_bits_per_model : float
+        What factors save in each model beyond their own part of the basis.
+    simple : Choice or None
+        With factors: the best choice without any.
     """
 
     candidate: Candidate
@@ -65,6 +70,8 @@ class Choice:
     plain_basis_bits: float = 0.0
     flops_per_weight: float = 0.0
     reason: str = ""
+    saved_bits_per_model: float = 0.0
+    simple: Choice | None = None
 
 
 def choose_sides(
@@ -76,6 +83,7 @@ def choose_sides(
     unit: int = 1,
     max_flops_per_weight: float = math.inf,
     truncate: bool = False,
+    rounding: Rounding = "length",
     seed: int = 0,
 ) -> Choice:
     """Choose how one tensor is coded.
@@ -97,6 +105,8 @@ def choose_sides(
     truncate : bool
         Whether factors may drop columns. What they drop no finer step brings back, in no model: not for a basis that
         is to keep an error or a score.
+    rounding : {"length", "error"}
+        How models will be quantised.
     seed : int
         Which models are kept out.
 
@@ -109,7 +119,7 @@ def choose_sides(
         return Choice(Candidate(), 0.0, 0.0, 0.0, 0.0, reason="too few models to keep one out of the fit")
     if not any(bool(change.any()) for change in changes):
         return Choice(Candidate(), 0.0, 0.0, 0.0, 0.0, reason="all models are alike")
-    held_out = HeldOut(changes, mean=mean, step=step, seed=seed)
+    held_out = HeldOut(changes, mean=mean, step=step, rounding=rounding, seed=seed)
     mean_bits, mean_error = _mean_cost(changes, mean, step)
     return _Search(
         held_out=held_out,
@@ -156,14 +166,24 @@ class _Search:
         if self.has_mean:
             plain.append(Candidate(centred=False, ordered=False))
         best_plain = min(plain, key=self._cost)
-        simple = [*plain, *(replace(candidate, ordered=True) for candidate in plain)]
-        best_simple = min(simple, key=self._cost)
+        unfactored = [*plain, *(replace(candidate, ordered=True) for candidate in plain)]
+        best_simple = min(unfactored, key=self._cost)
         factored = self._factored()
         best = best_simple
         if factored is not None:
             gain = self._cost(best_simple) - self._cost(factored)
             if gain > _MIN_GAIN * self._measure(best_simple).bits:
                 best = self._truncated(factored) if self.truncate else factored
+        simple = self._choice(best_simple, best_plain, self._reason(best_simple, best_simple, factored))
+        if best == best_simple:
+            return simple
+        return replace(
+            self._choice(best, best_plain, self._reason(best, best_simple, factored)),
+            saved_bits_per_model=self._cost(best_simple) - self._cost(best),
+            simple=simple,
+        )
+
+    def _choice(self, best: Candidate, best_plain: Candidate, reason: str) -> Choice:
         measured, rival = self._measure(best), self._measure(best_plain)
         return Choice(
             candidate=best,
@@ -174,7 +194,7 @@ class _Search:
             + (rival.distortion - measured.distortion) * self._elements() / self.slope,
             plain_basis_bits=self._basis_bits(best_plain),
             flops_per_weight=best.flops_per_weight(*self.shape),
-            reason=self._reason(best, best_simple, factored),
+            reason=reason,
         )
 
     def _elements(self) -> int:

@@ -16,7 +16,7 @@ from uws_store.canonical import Side
 from uws_store.entropy import encode_integers, ideal_bits
 from uws_store.errors import InvalidInputError
 from uws_store.plan.candidates import Candidate, SideChoice
-from uws_store.quantize import preserving_offset, quantise
+from uws_store.quantize import Rounding, least_error_offset, preserving_offset, quantise
 from uws_store.subspace import (
     PROFILE_UNITS_PER_OCTAVE,
     QuantisedSide,
@@ -97,21 +97,30 @@ class HeldOut:
         That mean; None where it is of no interest.
     step : float
         The tensor's step.
+    rounding : {"length", "error"}
+        See :mod:`uws_store.quantize`.
     seed : int
         Which models are kept out.
     """
 
     def __init__(
-        self, changes: Sequence[torch.Tensor], *, mean: torch.Tensor | None, step: float, seed: int = 0
+        self,
+        changes: Sequence[torch.Tensor],
+        *,
+        mean: torch.Tensor | None,
+        step: float,
+        rounding: Rounding = "length",
+        seed: int = 0,
     ) -> None:
         self._folds = [_Fold(changes, held, mean) for held in _splits(len(changes), changes[0].numel(), seed)]
         self._step = step
+        self._rounding = rounding
         self._elements = changes[0].numel()
 
     def measure(self, candidate: Candidate, *, step: float | None = None) -> Measured:
         """Code the held models as a candidate would; at another step than the tensor's if one is given."""
         try:
-            parts = [fold.measure(candidate, step or self._step) for fold in self._folds]
+            parts = [fold.measure(candidate, step or self._step, self._rounding) for fold in self._folds]
         except InvalidInputError:  # beyond 32 bits: such a tensor would be private
             return Measured(_PRIVATE_BITS * self._elements, 0.0, 0.0)
         bits, distortion, side_bits = (float(sum(values)) / len(parts) for values in zip(*parts, strict=True))
@@ -196,8 +205,9 @@ class _Fold:
         assert self._mean is not None
         return self._mean
 
-    def measure(self, candidate: Candidate, step: float) -> tuple[float, float, float]:
+    def measure(self, candidate: Candidate, step: float, rounding: Rounding) -> tuple[float, float, float]:
         """Bits and squared error per element of a held model, on average, and bits of the factors."""
+        find_offset = preserving_offset if rounding == "length" else least_error_offset
         origin = self._centre if candidate.centred else -self._whole_mean()
         sides = {
             name: self._side(name, choice) if choice else None
@@ -208,7 +218,7 @@ class _Fold:
         offsets = 0.0
         for change in self._held:
             real = _coefficients(change - origin, sides["left"], sides["right"])
-            offset = preserving_offset(real, step)
+            offset = find_offset(real, step)
             whole = quantise(real, step, offset=offset)
             error += float((real - whole * step).square().sum())
             if candidate.is_truncated:

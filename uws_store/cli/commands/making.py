@@ -51,6 +51,7 @@ def init(*, url: str | None, single_writer: bool, output: Output, registry: str 
     ),
     Example("uws-store build zoo/ --family vit-digits --exact", "and be able to restore every bit"),
     Example("uws-store build zoo/ --family vit-digits --expect-models 500", "when many more will be added"),
+    Example("uws-store build zoo/ --family vit-digits --plan-only", "what it would store, and why"),
 )
 @click.argument("zoo")
 @click.option("--family", required=True, metavar="NAME", help="Name of the new family, such as vit-digits.")
@@ -97,6 +98,14 @@ def init(*, url: str | None, single_writer: bool, output: Output, registry: str 
     metavar="PATH",
     help="For adapters: the checkpoint of their base model, whose digest then stands in the family's record.",
 )
+    "--max-decode-flops-per-weight",
+    type=float,
+    metavar="NUMBER",
+    help="The most that decoding a tensor may take per weight; wide factors take more. Default: about a second a model.",
+)
+@click.option("--plan-only", is_flag=True, help="Plan and print the plan; store nothing.")
+@click.option("-o", "--output-plan", metavar="FILE", help="With --plan-only: save the plan too.")
+@click.option("--plan", metavar="FILE", help="Follow a saved plan instead of planning.")
 @click.option(
     "--skip-mismatched",
     is_flag=True,
@@ -115,6 +124,10 @@ def build(
     exact: bool,
     expect_models: int | None,
     base: str | None,
+    max_decode_flops_per_weight: float | None,
+    plan_only: bool,
+    output_plan: str | None,
+    plan: str | None,
     skip_mismatched: bool,
     executor: str | None,
     workers: int | None,
@@ -133,8 +146,30 @@ def build(
     FUNCTION is called with a dict of tensors and the task's name. It returns a dict with metric, value,
     higher_is_better, n and, if it can, a list `correct` with a result per example; or None where it cannot score.
     """
+    from uws_store.cli.planning import run_plan
     from uws_store.cli.publish import run_build
 
+    if output_plan is not None and not plan_only:
+        raise click.UsageError("--output-plan goes with --plan-only")
+    if plan is not None and plan_only:
+        raise click.UsageError("--plan and --plan-only exclude each other")
+    if plan_only:
+        run_plan(
+            zoo,
+            save=output_plan,
+            output=output,
+            bits=bits,
+            rel_error=rel_error,
+            change_error=change_error,
+            max_drop=max_drop,
+            expect_models=expect_models,
+            max_decode_flops_per_weight=max_decode_flops_per_weight,
+            skip_mismatched=skip_mismatched,
+            executor=executor,
+            workers=workers,
+            memory=memory,
+        )
+        return
     run_build(
         zoo,
         family=family,
@@ -146,6 +181,8 @@ def build(
         exact=exact,
         expect_models=expect_models,
         base=base,
+        max_decode_flops_per_weight=max_decode_flops_per_weight,
+        plan=plan,
         skip_mismatched=skip_mismatched,
         executor=executor,
         workers=workers,

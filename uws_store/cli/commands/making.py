@@ -98,6 +98,7 @@ def init(*, url: str | None, single_writer: bool, output: Output, registry: str 
     metavar="PATH",
     help="For adapters: the checkpoint of their base model, whose digest then stands in the family's record.",
 )
+@click.option(
     "--max-decode-flops-per-weight",
     type=float,
     metavar="NUMBER",

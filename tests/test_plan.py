@@ -138,7 +138,7 @@ def test_truncation_drops_only_what_is_coded_as_zeros() -> None:
     ranks = [side.rank < side.block for side in (cut.candidate.left, cut.candidate.right) if side]
     assert any(ranks)
     assert cut.basis_bits < whole.basis_bits
-    assert cut.distortion <= whole.distortion + 0.011
+    assert cut.distortion <= whole.distortion + 0.041
 
 
 def test_a_small_zoo_is_measured_on_every_model() -> None:

@@ -376,7 +376,6 @@ class _Zoo:
                 models=self.models,
                 sampled=self.sampled,
                 max_flops_per_weight=self.max_flops_per_weight,
-                truncate=self.fidelity.kind == "bits",
                 rounding=self.fidelity.rounding,
                 decided=self.decided.get(survey.name),
                 with_nulls=survey.name in self.nulled and survey.name not in self.sharing,

@@ -23,6 +23,7 @@ from exact import as_document as exact_document
 from exact import markdown as exact_markdown
 from exact import show as show_exact
 from load_command import add_load_parser, run_load
+from lora import as_rows, lora_markdown, measure_lora
 from rich.console import Console
 from speed import measure_speed, show_speed, speed_document, speed_markdown
 from zoos import ZOO_NAMES, AbsentError, Places, open_zoo
@@ -58,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     if options.command == "load":
         return run_load(options, console)
-    if options.command == "exact":
-        return _exact(options, console)
+    if options.command in ("lora", "exact"):
+        return _lora(options) if options.command == "lora" else _exact(options, console)
     if options.speed:
         return _speed(options, console)
     places = Places(
@@ -170,6 +171,22 @@ def _registry(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _lora(options: argparse.Namespace) -> int:
+    cache = options.cache or cache_folder() / "bench"
+
+    def progress(what: str) -> None:
+        sys.stderr.write(f"{what}\n")
+
+    points = measure_lora(cache, quick=options.quick, on_progress=progress)
+    text = lora_markdown(points)
+    sys.stdout.write(f"{text}\n")
+    if options.markdown:
+        options.markdown.write_text(f"{text}\n")
+    if options.json:
+        options.json.write_text(json.dumps(as_rows(points), indent=1, allow_nan=False) + "\n")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python tools/bench", description="Measure the codec, or the registry."
@@ -182,6 +199,12 @@ def _parser() -> argparse.ArgumentParser:
     opening.add_argument("--folder", type=Path, help="keep the registry here, and use it when it is there")
     opening.add_argument("--json", type=Path, help="write all numbers to this file")
     opening.add_argument("--markdown", type=Path, help="write the table to this file")
+    lora = commands.add_parser("lora", help="adapters: error of B A and accuracy against bytes")
+    lora.add_argument("--quick", action="store_true", help="16 adapters instead of 40")
+    lora.add_argument("--cache", type=Path, help="folder for trained adapters (default: in the user's cache)")
+    lora.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    lora.add_argument("--json", type=Path, help="write all numbers to this file")
+    lora.add_argument("--markdown", type=Path, help="write the tables to this file")
     codec = commands.add_parser("codec", help="score kept against bytes, beside other methods; or speed")
     exact = commands.add_parser(
         "exact", help="bytes of a family that comes back bit by bit, beside other coders"

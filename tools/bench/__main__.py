@@ -24,6 +24,7 @@ from exact import markdown as exact_markdown
 from exact import show as show_exact
 from load_command import add_load_parser, run_load
 from lora import as_rows, lora_markdown, measure_lora
+from publishers import add_publishers_parser, run_publishers
 from rich.console import Console
 from speed import measure_speed, show_speed, speed_document, speed_markdown
 from zoos import ZOO_NAMES, AbsentError, Places, open_zoo
@@ -52,10 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width: lines stay whole
         console = Console(width=PRINTED_WIDTH)
-    if options.command == "build":
-        return run_build(options, console)
-    if options.command == "registry":
-        return _registry(options, console)
+    others = {"build": run_build, "publishers": run_publishers, "registry": _registry}
+    if options.command in others:
+        return others[options.command](options, console)
     torch.set_num_threads(options.threads)
     if options.command == "load":
         return run_load(options, console)
@@ -236,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     codec.add_argument("--speed", action="store_true", help="measure throughput per core instead")
     add_load_parser(commands)
+    add_publishers_parser(commands)
     add_build_parser(commands)
     return parser
 

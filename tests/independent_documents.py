@@ -110,6 +110,8 @@ RECORDS = {
     "head": "uws=1 number:count tail?:[text]",
     "entry": "family:family architecture:hex digest:hex size_bytes:size",
     "snapshot": "uws=1 kind=family family:family architecture:hex bases:[kept_basis] tasks:[kept_task]",
+    "signature": "uws=1 kind=signature statement:statement key:hex signature:signed",
+    "statement": "registry:nonce number:count sha256:hex family?:family",
     "pending": "uws=1 kind:note prefixes?:[prefix]",
     "kept_basis": "digest:hex size_bytes:size commit:count",
     "kept_task": "task:task last_version:count versions:[kept_version] aliases:[alias_name,count]",
@@ -164,6 +166,7 @@ PATTERNS = {
     "family": (DEVICES + "[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_-])?", 100),
     "task": (r"[^\\@\x00-\x1f\x7f-\x9f]+", 200),
     "alias": ("[A-Za-z][A-Za-z0-9._-]*", 64),
+    "signed": ("[0-9a-f]{128}", 128),
     "note": ("lease|tombstone|sweep", 10),
     "prefix": (
         "families/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/(basis|models)/[0-9a-f]{64}|_log/snapshots/[0-9a-f]{64}[.]json",

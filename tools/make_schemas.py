@@ -20,6 +20,7 @@ from uws_store.metadata.log import Commit, HeadHint, RegistryDocument
 from uws_store.metadata.model import ModelDocument
 from uws_store.metadata.pending import PendingNote
 from uws_store.metadata.plan import PlanDocument
+from uws_store.metadata.signature import SignatureDocument
 from uws_store.metadata.snapshot import FamilySnapshot
 
 DOCUMENTS: Mapping[str, type[Document]] = {
@@ -30,6 +31,7 @@ DOCUMENTS: Mapping[str, type[Document]] = {
     "plan": PlanDocument,
     "pending": PendingNote,
     "registry": RegistryDocument,
+    "signature": SignatureDocument,
     "snapshot": FamilySnapshot,
 }
 """File stem to document."""

@@ -35,6 +35,7 @@ __all__ = [
     "page_for",
     "pending_path",
     "shard_path",
+    "signature_path",
     "snapshot_path",
 ]
 
@@ -98,6 +99,11 @@ def snapshot_path(digest: str) -> str:
 def pending_path(kind: str, nonce: str) -> str:
     """Object of a writer's note."""
     return f"{PENDING_PREFIX}/{kind}-{nonce}.json"
+
+
+def signature_path(key: str, family: str | None) -> str:
+    """Object of a signature by a key, of a family or of the registry."""
+    return f"_signatures/{key}/{f'{FAMILIES_PREFIX}/{family}' if family is not None else 'registry'}.json"
 
 
 def family_groups(family: str) -> tuple[str, ...]:

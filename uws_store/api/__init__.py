@@ -38,6 +38,7 @@ from uws_store.api.planning import plan, read_plan, save_plan
 from uws_store.api.publish import add, build
 from uws_store.api.restore import ExportResult, export, export_name, file_name_of
 from uws_store.api.results import AddResult, BuildResult, ExtendResult, ModelResult
+from uws_store.api.signatures import SignatureResult, check_signature, sign
 from uws_store.api.verification import ModelVerdict, VerifyResult, verify
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "ModelSummary",
     "ModelVerdict",
     "MoveResult",
+    "SignatureResult",
     "VerifyResult",
     "add",
     "aload_model",
@@ -65,6 +67,7 @@ __all__ = [
     "build",
     "cache_contents",
     "card",
+    "check_signature",
     "clear_cache",
     "delete",
     "diff",
@@ -91,5 +94,6 @@ __all__ = [
     "save_plan",
     "set_alias",
     "show",
+    "sign",
     "verify",
 ]

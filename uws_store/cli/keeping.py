@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uws_store.api import cache_contents, card, clear_cache, gc
+from uws_store.api import cache_contents, card, check_signature, clear_cache, gc, sign
 from uws_store.cli.output import Output, columns, counted, facts, size
 from uws_store.errors import AlreadyExistsError, StorageError
-from uws_store.registry import Removal
+from uws_store.registry import Registry, Removal
 
-__all__ = ["run_cache", "run_card", "run_gc"]
+__all__ = ["run_cache", "run_card", "run_check_signature", "run_gc", "run_sign"]
 
 
 def run_gc(
@@ -105,6 +105,30 @@ def run_card(
         output.names(text.splitlines())
     else:
         output.notice(f"wrote {target}")
+
+
+def run_sign(family: str | None, *, key: str, output: Output, registry: str | None) -> None:
+    """Sign a registry."""
+    result = sign(family, key=key, registry=registry)
+    if output.as_json:
+        output.document(result)
+    elif output.quiet:
+        output.names([str(result.number)])
+    else:
+        output.show(f"signed {family or result.registry} at commit {result.number}, key {result.key}")
+
+
+def run_check_signature(family: str, *, key: str, output: Output, registry: str | Registry | None) -> None:
+    """Hold a family to a signature, before anything else is looked at."""
+    result = check_signature(family, key=key, registry=registry)
+    since = (
+        f"; {counted(result.commits_since, 'commit')} since are not covered" if result.commits_since else ""
+    )
+    output.notice(f"signed at commit {result.number} by {result.key}{since}")
+    output.notices(
+        "published since, and not signed",
+        [f"{name}/{task}@{version}" for name, task, version in result.unsigned],
+    )
 
 
 def _measure(removals: Sequence[Removal]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from uws_store.cli.command import Command
 from uws_store.cli.commands.growing import extend, rebase
-from uws_store.cli.commands.keeping import cache, card, gc
+from uws_store.cli.commands.keeping import cache, card, gc, sign
 from uws_store.cli.commands.looking import analyze, list_, report, show
 from uws_store.cli.commands.making import add, build, init
 from uws_store.cli.commands.moving import mirror, pull, push
@@ -33,6 +33,7 @@ COMMANDS: tuple[Command, ...] = (
     pull,
     mirror,
     card,
+    sign,
     gc,
     cache,
     extend,

@@ -8,7 +8,7 @@ import click
 from uws_store.cli.command import Example, command
 from uws_store.cli.output import Output
 
-__all__ = ["cache", "card", "gc"]
+__all__ = ["cache", "card", "gc", "sign"]
 
 
 @command(
@@ -112,3 +112,22 @@ def card(
     from uws_store.cli.keeping import run_card
 
     run_card(family, path, place=place, overwrite=overwrite, output=output, registry=registry)
+
+
+@command(
+    "sign",
+    Example("uws-store sign vit-digits --key key.pem", "what the family is now"),
+    Example("uws-store sign --key key.pem", "the whole registry"),
+    Example("uws-store verify vit-digits --signature key.pub", "and what it is held to later"),
+)
+@click.argument("family", required=False)
+@click.option("--key", required=True, metavar="PATH", help="A PEM file with an Ed25519 private key.")
+def sign(*, family: str | None, key: str, output: Output, registry: str | None) -> None:
+    """Sign the newest commit of a registry, and so its whole history.
+
+    Whoever has the public key finds out when an older or another log was put in its place. A key is made with
+    `openssl genpkey -algorithm ed25519`.
+    """
+    from uws_store.cli.keeping import run_sign
+
+    run_sign(family, key=key, output=output, registry=registry)

@@ -59,10 +59,16 @@ __all__ = ["export", "verify"]
     metavar="COUNT",
     help="Models checked at a time, in threads. Evaluations run one at a time.",
 )
+@click.option(
+    "--signature",
+    metavar="PATH",
+    help="Hold the family to its signature first: a PEM file with the Ed25519 public key of whoever is trusted.",
+)
 def verify(
     *,
     family: str,
     task: str | None,
+    signature: str | None,
     against: str | None,
     output: Output,
     registry: str | None,
@@ -78,6 +84,10 @@ def verify(
     from uws_store.cli.verification import run_verify
 
     family, task = _one_model(family, task)
+    if signature is not None:
+        from uws_store.cli.keeping import run_check_signature
+
+        run_check_signature(family, key=signature, output=output, registry=registry)
     if not run_verify(family, task, against=against, output=output, registry=registry, **options):
         click.get_current_context().exit(1)
 

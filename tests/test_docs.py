@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_support import make_adapters
 from cli_support import make_small_zoo, run_well
+from hub_support import TOKEN, hub_server
 from remote_support import KEY, SECRET, moto_server
 from safetensors.torch import load_file, save_file
 
@@ -47,6 +49,7 @@ def search(weights, task):
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the guides say they use."""
     make_small_zoo(tmp_path / "zoo")
+    make_adapters(tmp_path / "adapters")
     (tmp_path / "score.py").write_text(SCORE)
     new = load_file(tmp_path / "zoo" / "task-00.safetensors")
     save_file(
@@ -77,7 +80,7 @@ def make_bucket(name: str, endpoint: str) -> None:
         assert answer.status == 200
 
 
-def run_shell(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_shell(body: str, monkeypatch: pytest.MonkeyPatch, *, more: tuple[str, ...]) -> None:
     """Run a block of uws-store commands; what it exports stays; how to install is read, not done."""
     for line in body.splitlines():
         words = shlex.split(os.path.expandvars(line), comments=True)
@@ -88,9 +91,11 @@ def run_shell(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv(name, value)
             continue
         assert words[0] == "uws-store", line
-        run_well(*words[1:])
+        # What the environment would say to a client that reads it when it is imported.
+        run_well(*words[1:], *(more if "hf://" in line else ()))
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # within huggingface_hub
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_every_block_of_a_guide_runs(guide: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.ExitStack() as stack:
@@ -104,11 +109,15 @@ def test_every_block_of_a_guide_runs(guide: Path, desk: Path, monkeypatch: pytes
             }.items():
                 monkeypatch.setenv(name, value)
             make_bucket("models", endpoint)
+        more: tuple[str, ...] = ()
+        if "hf://" in guide.read_text(encoding="utf-8"):
+            _, address = stack.enter_context(hub_server())
+            more = ("--storage-option", f"endpoint={address}", "--storage-option", f"token={TOKEN}")
         names: dict[str, object] = {}
         ran = 0
         for language, body in blocks(guide):
             if language == "sh":
-                run_shell(body, monkeypatch)
+                run_shell(body, monkeypatch, more=more)
             elif language == "python":
                 with contextlib.redirect_stdout(io.StringIO()):
                     exec(compile(body, str(guide), "exec"), names)

@@ -84,7 +84,7 @@ def test_a_stale_schema_is_found_and_written(tmp_path: Path, capsys: pytest.Capt
 
 def test_what_the_package_writes_is_valid(built: Path) -> None:
     documents = documents_of(built)
-    assert {name for name, _ in documents} == set(make_schemas.DOCUMENTS) - {"pending", "signature"}
+    assert {name for name, _ in documents} == set(make_schemas.DOCUMENTS) - {"pending", "plan", "signature"}
     note = PendingNote(kind="lease", prefixes=(f"families/small/models/{'0' * 64}",))
     documents.append(("pending", json.loads(note.to_bytes())))
     check_record("pending", documents[-1][1], "a note")

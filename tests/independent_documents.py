@@ -130,14 +130,14 @@ RECORDS = {
     "tensor": "name:name shape:[length] dtype:dtype mode:mode tied_to?:name left?:side right?:side "
     f"mean_grid?:-256..256 shift?:-64..64 group?:0..{MOST_TENSORS} low_rank?:low_rank",
     "side": f"block:1..{2**20} rank:1..{2**20}",
-    "array": f"dtype:stored length:1..{2**42} chunk:chunk page?:page shards:[object]",
+    "array": f"dtype:stored length:1..{2**42} chunk?:chunk page?:page shards:[object]",
     "object": f"size:0..{2**46} sha256:hex",
     "build": f"models:1..{2**32} sources:hex tool:text64 pcodec:text64 options?:[text,text]",
     "model_document": "uws=1 kind=model basis:hex step:step dtype?:dtype dtypes?:[name,dtype] absent?:[name] "
     "private?:[private] private_groups?:[group] core?:array private_bytes?:array "
     "private16?:array private32?:array private64?:array residual16?:array residual32?:array residual64?:array "
     "shared_files?:[text200] files?:[file] file_bytes?:array ranks?:[rank]+ scales?:text gauge?:array "
-    "compact:digests exact?:digests rel_error:positive errors:text source:source scores?:[score]",
+    "compact:digests exact?:digests lossless?=yes rel_error:positive errors:text source:source scores?:[score]",
     "file": f"name:text200 size:0..{2**26} sha256:hex",
     "private": "name:name shape:[length] dtype:dtype",
     "digests": "root:hex leaves:text",
@@ -238,7 +238,7 @@ def check_record(kind: str, value: Json, where: str) -> None:
         elif value[name] is None:
             raise Refusal("R-JSON-8", f"{inside} is null")
         elif found[3] == "=":
-            literal = int(found[4]) if found[4].isdigit() else found[4]
+            literal = True if found[4] == "yes" else int(found[4]) if found[4].isdigit() else found[4]
             same = type(value[name]) is type(literal) and value[name] == literal
             require(same, "R-JSON-7", f"{inside}: {value[name]!r:.60} is not {literal!r}")
         else:

@@ -73,7 +73,7 @@ def read_group(folder: Path, *, digest: str, most_bytes: int, kind: str) -> dict
 
 
 def array_metadata(array: dict[str, Json]) -> bytes:
-    chunks = -(-array["length"] // array["chunk"])
+    whole = array.get("chunk") is None
     coder: dict[str, Json] = {"name": "bytes"}
     if array.get("page") is not None:
         configuration = {
@@ -82,18 +82,22 @@ def array_metadata(array: dict[str, Json]) -> bytes:
             "level": 8,
             "mode_spec": "classic",
         }
-        coder = {"configuration": configuration, "name": "numcodecs.pcodec"}
+        coder = {"configuration": {} if whole else configuration, "name": "numcodecs.pcodec"}
+    keys: dict[str, Json] = {"configuration": {"separator": "/"}, "name": "default"}
+    chunk = array["length"] if whole else array["chunk"]
+    chunks = -(-array["length"] // chunk)
     sharding = {
-        "chunk_shape": [array["chunk"]],
+        "chunk_shape": [chunk],
         "codecs": [coder, {"name": "crc32c"}],
         "index_codecs": [{"configuration": {"endian": "little"}, "name": "bytes"}, {"name": "crc32c"}],
         "index_location": "end",
     }
-    shard = array["chunk"] * min(chunks, SHARD_CHUNKS)
+    shard = chunk * min(chunks, SHARD_CHUNKS)
+    sharded = [{"configuration": sharding, "name": "sharding_indexed"}]
     document = {
         "chunk_grid": {"configuration": {"chunk_shape": [shard]}, "name": "regular"},
-        "chunk_key_encoding": {"configuration": {"separator": "/"}, "name": "default"},
-        "codecs": [{"configuration": sharding, "name": "sharding_indexed"}],
+        "chunk_key_encoding": {"name": "default"} if whole else keys,
+        "codecs": [coder, {"name": "crc32c"}] if whole else sharded,
         "data_type": array["dtype"],
         "fill_value": 0,
         "node_type": "array",
@@ -111,7 +115,9 @@ def read_array(
         return np.zeros(0, dtype or "uint8")
     require(array["dtype"] == (dtype or array["dtype"]), "R-ARRAY-2", f"{name} is {array['dtype']}")
     require((array["dtype"] == "uint8") == (array.get("page") is None), "R-ARRAY-1", f"{name}: page")
-    chunks = -(-array["length"] // array["chunk"])
+    whole = array.get("chunk") is None
+    require(not whole or array["length"] <= 2**24, "R-ARRAY-11", f"{name}: a chunk of {array['length']}")
+    chunks = 1 if whole else -(-array["length"] // array["chunk"])
     require(len(array["shards"]) == -(-chunks // SHARD_CHUNKS), "R-ARRAY-1", f"{name}: shards")
     path = folder / name / "zarr.json"
     require(path.is_file() and path.read_bytes() == array_metadata(array), "R-ARRAY-3", f"{name}: metadata")
@@ -122,7 +128,8 @@ def read_array(
         data = shard.read_bytes()
         require(len(data) == entry["size"], "R-ARRAY-5", f"{name}: {len(data)} bytes")
         require(hashlib.sha256(data).hexdigest() == entry["sha256"], "R-ARRAY-5", f"{name}: digest")
-        check_index(data, slots=slots, held=min(SHARD_CHUNKS, chunks - index * SHARD_CHUNKS))
+        if not whole:
+            check_index(data, slots=slots, held=min(SHARD_CHUNKS, chunks - index * SHARD_CHUNKS))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the codec is not in the Zarr specification
         try:
@@ -283,6 +290,8 @@ class Model:
             folder, document, basis.products, {name for name, how in self.order.items() if how == "coded"}
         )
         self.dtypes = self._dtypes()
+        twice = document.get("lossless") and (self.dtypes or document.get("exact"))
+        require(not twice, "R-TIER-4", "lossless, and coded or with digests of the exact tier")
         self.core = self._read_core(folder)
         self.residual = self._read_residual(folder)
 
@@ -368,7 +377,8 @@ class Model:
 
     def _read_core(self, folder: Path) -> dict[str, Ints]:
         basis, array = self.basis.document, self.document.get("core")
-        found = (array["length"], array["chunk"], array.get("page")) if array else (0, 0, 0)
+        chunk = (array.get("chunk") or array["length"]) if array else 0
+        found = (array["length"], chunk, array.get("page")) if array else (0, 0, 0)
         needed = (basis["core_length"], basis["core_chunk"], basis["core_page"])
         groups = self.document.get("private_groups") or []
         needed = needed if len(groups) < len(self.basis.groups) else (0, 0, 0)
@@ -460,7 +470,8 @@ class Model:
 
     def tensors(self, tier: str) -> dict[str, Tensor]:
         """Reconstruct every tensor; at the stored tiers, compare with the digests on record."""
-        require(tier != "exact" or self.document.get("exact"), "R-TIER-2", "no exact tier")
+        lossless = self.document.get("lossless")
+        require(tier != "exact" or lossless or self.document.get("exact"), "R-TIER-2", "no exact tier")
         rows = {row["name"]: row for row in self.basis.rows}
         made: dict[str, Tensor] = {}
         for name, how in self.order.items():
@@ -493,7 +504,7 @@ class Model:
             if self.document.get(known):
                 leaves = unpack(self.document[known]["leaves"], rule="R-DIGEST-3")
                 require(len(leaves) == 8 * len(digests), "R-DIGEST-3", f"{len(leaves)} bytes of leaves")
-        recorded = self.document[tier]
+        recorded = self.document["compact" if self.document.get("lossless") else tier]
         leaves = unpack(recorded["leaves"], rule="R-DIGEST-3")
         require(leaves == b"".join(digest[:8] for digest in digests), "R-DIGEST-4", "a leaf")
         require(hashlib.sha256(b"".join(digests)).hexdigest() == recorded["root"], "R-DIGEST-4", "the root")

@@ -151,7 +151,7 @@ def rewrite(
         model(document, source)
     digest = _store(source, group(as_group(document)))
     action = {"op": "model", "family": FAMILY, "task": task, "version": 1, "basis_revision": 1}
-    action |= {"digest": digest, "size_bytes": 1, "exact": "exact" in document}
+    action |= {"digest": digest, "size_bytes": 1, "exact": "exact" in document or "lossless" in document}
     commit = read_commits(registry)[0]
     for path in (registry / "_log").iterdir():
         path.unlink()

@@ -86,7 +86,7 @@ def test_touching_one_tensor_reads_only_the_ranges_of_its_read_group(registry: s
     record = model.document.core
     assert record is not None
     assert index.end == record.shards[0].size
-    chunks = (group.stop - group.start) // record.chunk
+    chunks = (group.stop - group.start) // record.chunk_length
     assert (data.end or 0) - (data.start or 0) < record.shards[0].size * (chunks + 1) / record.chunks
     # The basis, too, is read by the ranges of the group.
     of_basis = [

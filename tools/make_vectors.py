@@ -363,7 +363,7 @@ class Forge:
             basis_revision=revision,
             digest=model.digest,
             size_bytes=size,
-            exact=model.document.exact is not None,
+            exact=model.document.exact_digests is not None,
         )
 
     def commit(self, actions: Iterable[Action]) -> None:
@@ -474,6 +474,25 @@ def forge_groups(storage: Storage) -> None:
     forge.commit([forge.model("all", encode(basis, uniform, exact=True, exact_overhead=-0.99))])
 
 
+def forge_whole(storage: Storage) -> None:
+    """Write the registry of the vectors whose arrays are single chunks, with a model that codes nothing."""
+    forge = Forge(storage)
+    rows = [replace(row, group=0) for row in (ROWS[1], ROWS[2], ROWS[4], ROWS[8], ROWS[13], ROWS[15])]
+    # The one read group fills the one chunk of the core.
+    counts = (row.matrix[0] * row.matrix[1] for row in rows if row.mode == "coded")
+    forged = forge_basis(rows, seed=41, core_chunk=sum(counts), array_chunk=1 << 17)
+    action, basis = forge.basis(forged, revision=1)
+    tensors = forge_checkpoint(rows, forged, seed=42)
+    forge.commit(
+        [
+            FamilyAction(family=FAMILY, architecture=basis.document.architecture),
+            action,
+            forge.model("coded", encode(basis, tensors, exact=True)),
+            forge.model("lossless", encode(basis, tensors, exact=True, exact_overhead=-0.99)),
+        ]
+    )
+
+
 def expectations(storage: Storage) -> dict[str, object]:
     """Tell what every model of a registry is at every tier."""
     registry = Registry.over(storage)
@@ -526,6 +545,7 @@ def make(folder: Path) -> None:
     _make_one(folder, forge_registry)
     _make_one(folder / "files", forge_files_registry)
     _make_one(folder / "groups", forge_groups)
+    _make_one(folder / "whole", forge_whole)
 
 
 def _make_one(folder: Path, forge: Callable[[Storage], None]) -> None:

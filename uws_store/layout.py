@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
 from uws_store.errors import FormatError
 from uws_store.metadata.arrays import SHARD_CHUNKS, ArrayRecord
@@ -144,38 +145,44 @@ def core_chunk_for(largest_group: int) -> int:
 
 def array_metadata(record: ArrayRecord) -> bytes:
     """Write the ``zarr.json`` of an array: it follows from the record alone, so opening needs no extra request."""
-    if record.page is None:
-        serializer: list[dict[str, object]] = [{"name": "bytes"}]
+    if record.chunk is None:
+        shard, keys, codecs = record.length, {}, [*_coder(record, {}), {"name": "crc32c"}]
     else:
-        configuration = {
-            "level": PCODEC_LEVEL,
-            "mode_spec": "classic",
-            "delta_spec": "none",
-            "equal_pages_up_to": record.page,
-        }
-        serializer = [{"name": "numcodecs.pcodec", "configuration": configuration}]
-    shard = record.chunk * min(record.chunks, SHARD_CHUNKS)
+        shard = record.chunk * min(record.chunks, SHARD_CHUNKS)
+        keys, codecs = {"configuration": {"separator": "/"}}, [_sharding(record, record.chunk)]
     document = {
         "zarr_format": 3,
         "node_type": "array",
         "shape": [record.length],
         "data_type": record.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_key_encoding": {"name": "default", **keys},
         "fill_value": 0,
-        "codecs": [
-            {
-                "name": "sharding_indexed",
-                "configuration": {
-                    "chunk_shape": [record.chunk],
-                    "codecs": [*serializer, {"name": "crc32c"}],
-                    "index_codecs": [
-                        {"name": "bytes", "configuration": {"endian": "little"}},
-                        {"name": "crc32c"},
-                    ],
-                    "index_location": "end",
-                },
-            }
-        ],
+        "codecs": codecs,
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _coder(record: ArrayRecord, configuration: Mapping[str, object]) -> list[dict[str, object]]:
+    if record.page is None:
+        return [{"name": "bytes"}]
+    return [{"name": "numcodecs.pcodec", "configuration": dict(configuration)}]
+
+
+def _sharding(record: ArrayRecord, chunk: int) -> dict[str, object]:
+    pages = {
+        "level": PCODEC_LEVEL,
+        "mode_spec": "classic",
+        "delta_spec": "none",
+        "equal_pages_up_to": record.page,
+    }
+    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    return {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": [chunk],
+            "codecs": [*_coder(record, pages), {"name": "crc32c"}],
+            "index_codecs": index,
+            "index_location": "end",
+        },
+    }

@@ -12,7 +12,7 @@ import hashlib
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def encode_array(
     values : numpy.ndarray
         1-D, not empty, of a dtype that :class:`ArrayRecord` allows.
     chunk : int
-        Elements of an inner chunk; cut to the array's length.
+        Elements of an inner chunk. An array that is no longer is one chunk, without a shard's index.
     page : int or None
         Integers of a PCodec page, for the metadata: what other writers would take; pages are cut where the integers
         change. None stores bytes as they are.
@@ -80,18 +80,23 @@ def encode_array(
     level : int
         PCodec's effort; it never matters to a reader.
     """
-    chunk = min(chunk, len(values))
     chunks = -(-len(values) // chunk)
     blank = ObjectRecord(size=0, sha256="0" * 64)
     draft = ArrayRecord(
         dtype=str(values.dtype),  # type: ignore[arg-type]
         length=len(values),
-        chunk=chunk,
+        chunk=chunk if chunks > 1 else None,
         page=page,
         shards=(blank,) * -(-chunks // SHARD_CHUNKS),
     )
     metadata = layout.array_metadata(draft)
-    shards = _zarr_shards(values, metadata) if page is None else _integer_shards(values, chunk, cuts, level)
+    shards: Iterable[bytes]
+    if page is None:
+        shards = _zarr_shards(values, metadata)
+    elif chunks == 1:
+        shards = [_integer_chunk(values, cuts=cuts, level=level)]
+    else:
+        shards = _integer_shards(values, chunk, cuts, level)
     objects: dict[str, bytes] = {}
     records: list[ObjectRecord] = []
     for index, data in enumerate(shards):
@@ -125,14 +130,18 @@ def _integer_shards(values: Array, chunk: int, cuts: Sequence[int] | None, level
             if len(part) < chunk:
                 part = np.concatenate([part, np.zeros(chunk - len(part), values.dtype)])
             start = position * chunk
-            inside = [cut - start for cut in cuts or () if start < cut < start + chunk]
-            sizes = None if cuts is None else np.diff([0, *inside, chunk]).tolist()
-            stream = encode_integers(part, sizes=sizes, level=level)
-            payloads += [stream, _CRC.pack(google_crc32c.value(stream))]
-            index[slot] = at, len(stream) + _CRC.size
-            at += len(stream) + _CRC.size
+            inside = None if cuts is None else [cut - start for cut in cuts if start < cut < start + chunk]
+            payloads.append(_integer_chunk(part, cuts=inside, level=level))
+            index[slot] = at, len(payloads[-1])
+            at += len(payloads[-1])
         tail = index.tobytes()
         yield b"".join([*payloads, tail, _CRC.pack(google_crc32c.value(tail))])
+
+
+def _integer_chunk(values: Array, *, cuts: Sequence[int] | None, level: int) -> bytes:
+    sizes = None if cuts is None else np.diff([0, *cuts, len(values)]).tolist()
+    stream = encode_integers(values, sizes=sizes, level=level)
+    return stream + _CRC.pack(google_crc32c.value(stream))
 
 
 def put_verified(storage: Storage, path: str, data: bytes) -> bool:
@@ -228,7 +237,7 @@ class ArrayReader:
             )
         if start == stop:
             return np.zeros(0, record.dtype)
-        first, last = start // record.chunk, (stop - 1) // record.chunk
+        first, last = start // record.chunk_length, (stop - 1) // record.chunk_length
         parts: list[Array] = []
         for shard in range(first // SHARD_CHUNKS, last // SHARD_CHUNKS + 1):
             base = shard * SHARD_CHUNKS
@@ -239,7 +248,7 @@ class ArrayReader:
             else:
                 parts += self._partial_shard(shard, low, high)
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        offset = first * record.chunk
+        offset = first * record.chunk_length
         return joined[start - offset : stop - offset]
 
     def hold(self) -> None:
@@ -277,6 +286,8 @@ class ArrayReader:
             data = self._held.get(shard)
         if data is None:
             data = self._fetch_whole(shard)
+        if self.record.chunk is None:
+            return [self._chunk(data, shard, 0)]
         index = self._index(shard, data[-(16 * self._slots() + 4) :])
         return [
             self._chunk(data[offset : offset + size], shard, position)
@@ -359,12 +370,12 @@ class ArrayReader:
         record = self.record
         if record.page is None:
             # Zarr pads the last chunk of an array to the full chunk.
-            if len(data) - 4 != record.chunk:
-                raise FormatError(f"{where}: expected {record.chunk} bytes", kind="format/size")
+            if len(data) - 4 != record.chunk_length:
+                raise FormatError(f"{where}: expected {record.chunk_length} bytes", kind="format/size")
             values: Array = np.frombuffer(data[:-4], np.uint8)
         else:
             try:
-                values = decode_integers(data[:-4], dtype=record.dtype, count=record.chunk)
+                values = decode_integers(data[:-4], dtype=record.dtype, count=record.chunk_length)
             except FormatError as error:
                 raise FormatError(f"{where}: {error.message}", kind=error.kind) from error
         return values

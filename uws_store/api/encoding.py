@@ -183,7 +183,7 @@ class StoredModel:
     def of(cls, result: ModelResult, model: EncodedModel, *, is_new: bool) -> StoredModel:
         """Keep of an encoded model what a commit needs."""
         sizes = tuple((path, len(data)) for path, data in model.objects.items())
-        return cls(result, model.digest, model.document.exact is not None, sizes, is_new)
+        return cls(result, model.digest, model.document.exact_digests is not None, sizes, is_new)
 
     def action(self, family: str, *, version: int, revision: int) -> ModelAction:
         """Write the model's line of a commit."""

@@ -461,5 +461,5 @@ def _model_action(family: str, task: str, model: EncodedModel, *, version: int, 
         basis_revision=revision,
         digest=model.digest,
         size_bytes=model.size_bytes,
-        exact=model.document.exact is not None,
+        exact=model.document.exact_digests is not None,
     )

@@ -428,7 +428,10 @@ class _Encoding:
             files=files,
             file_bytes=records.get("files"),
             compact=DigestRecord.over([self.compact_digests[name] for name in order]),
-            exact=DigestRecord.over([self.exact_digests[name] for name in order]) if self.exact else None,
+            exact=DigestRecord.over([self.exact_digests[name] for name in order])
+            if self.exact and self.cores
+            else None,
+            lossless=True if self.exact and not self.cores else None,
             rel_error=relative_error(
                 math.fsum(self.energies[name][0] for name in counted),
                 math.fsum(self.energies[name][1] for name in counted),

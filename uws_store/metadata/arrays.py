@@ -12,10 +12,13 @@ from pydantic import Field, StringConstraints, model_validator
 
 from uws_store.metadata.document import Part
 
-__all__ = ["MAX_ELEMENTS", "SHARD_CHUNKS", "ArrayRecord", "ObjectRecord", "Sha256Hex"]
+__all__ = ["MAX_CHUNK", "MAX_ELEMENTS", "SHARD_CHUNKS", "ArrayRecord", "ObjectRecord", "Sha256Hex"]
 
 MAX_ELEMENTS = 1 << 42
 """Most elements of one array or tensor."""
+
+MAX_CHUNK = 1 << 24
+"""Most elements of a chunk."""
 
 SHARD_CHUNKS = 4096
 """Most inner chunks in one shard object."""
@@ -48,8 +51,8 @@ class ArrayRecord(Part):
         Zarr data type of an element.
     length : int
         Elements.
-    chunk : int
-        Elements of an inner chunk.
+    chunk : int or None
+        Elements of an inner chunk. None: the array is one chunk, and its object is that chunk, without an index.
     page : int or None
         Integers of a PCodec page, or None when the bytes are stored as they are.
     shards : tuple of ObjectRecord
@@ -58,12 +61,14 @@ class ArrayRecord(Part):
 
     dtype: Literal["uint8", "int16", "int32", "uint16", "uint32", "uint64"]
     length: Annotated[int, Field(ge=1, le=MAX_ELEMENTS)]
-    chunk: Annotated[int, Field(ge=1, le=1 << 24)]
-    page: Annotated[int, Field(ge=256, le=1 << 24)] | None = None
+    chunk: Annotated[int, Field(ge=1, le=MAX_CHUNK)] | None = None
+    page: Annotated[int, Field(ge=256, le=MAX_CHUNK)] | None = None
     shards: tuple[ObjectRecord, ...]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.chunk is None and self.length > MAX_CHUNK:
+            raise ValueError(f"a chunk has at most {MAX_CHUNK} elements, an array of one has {self.length}")
         expected = math.ceil(self.chunks / SHARD_CHUNKS)
         if len(self.shards) != expected:
             raise ValueError(f"{self.chunks} chunks lie in {expected} shards, found {len(self.shards)}")
@@ -72,9 +77,14 @@ class ArrayRecord(Part):
         return self
 
     @property
+    def chunk_length(self) -> int:
+        """Elements of a chunk, whether it is a shard's or the whole array."""
+        return self.chunk or self.length
+
+    @property
     def chunks(self) -> int:
-        """Inner chunks of the array."""
-        return math.ceil(self.length / self.chunk)
+        """Chunks of the array."""
+        return math.ceil(self.length / self.chunk_length)
 
     @property
     def size_bytes(self) -> int:

@@ -93,6 +93,9 @@ class Document(Part):
     max_bytes: ClassVar[int] = 1 << 20
     """Longest document of this class that is read or written, in bytes; subclasses set their own."""
 
+    leaves_out_defaults: ClassVar[bool] = False
+    """Whether optional fields that say nothing, such as empty arrays, are left out of what is written."""
+
     uws: Literal[1] = Field(default=1, description="Major version of the format.")
 
     @classmethod
@@ -168,7 +171,8 @@ class Document(Part):
             When a reader would refuse the result: too long (``format/size``) or a number beyond 64 bits
             (``format/json``).
         """
-        value = self.model_dump(mode="json", exclude_none=True)
+        value = self.model_dump(mode="json", exclude_none=True, exclude_defaults=self.leaves_out_defaults)
+        value |= {name: getattr(self, name) for name in _MARKERS if name in type(self).model_fields}
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         data = text.encode()
         # Nothing is ever stored that we would not read back.

@@ -228,7 +228,9 @@ class ModelDocument(Document):
     gauge : ArrayRecord or None
         For the exact tier of models whose products are coded in balanced form.
     compact, exact : DigestRecord
-        Digests of the reconstructed tensors per tier; ``exact`` is None when the model has no residual.
+        Digests of the reconstructed tensors per tier; ``exact`` is None when the model has no exact tier of its own.
+    lossless : bool
+        Nothing is coded, and so the compact tier is the exact one: ``exact`` need not say its digests again.
     rel_error : float
         ``||W - W'|| / ||W||`` over the basis-coded weights of the compact tier.
     errors : str
@@ -240,6 +242,7 @@ class ModelDocument(Document):
     """
 
     max_bytes: ClassVar[int] = 16 << 20
+    leaves_out_defaults: ClassVar[bool] = True
 
     kind: Literal["model"] = "model"
     basis: Sha256Hex
@@ -270,6 +273,7 @@ class ModelDocument(Document):
     gauge: ArrayRecord | None = None
     compact: DigestRecord
     exact: DigestRecord | None = None
+    lossless: Literal[True] | None = None
     rel_error: Annotated[float, Field(ge=0)]
     errors: str
     source: SourceRecord
@@ -292,6 +296,10 @@ class ModelDocument(Document):
             array = self.residual(width)
             if array is not None and (array.dtype != f"uint{width}" or self.exact is None):
                 raise ValueError(f"residual{width} is a uint{width} array of a model with an exact tier")
+        if self.lossless and (self.exact is not None or self.errors):
+            raise ValueError(
+                "a lossless model has no digests of its own for the exact tier, and codes nothing"
+            )
         check_files(self.files, self.shared_files, self.file_bytes)
         if self.gauge is not None and (self.gauge.dtype != "int16" or self.exact is None):
             raise ValueError("a gauge is an int16 array of a model with an exact tier")
@@ -317,6 +325,11 @@ class ModelDocument(Document):
             if array is not None and array.dtype != f"uint{width}":
                 raise ValueError(f"private{width} is a uint{width} array")
         return self
+
+    @property
+    def exact_digests(self) -> DigestRecord | None:
+        """Digests of the tensors at the exact tier; None when the model has none."""
+        return self.compact if self.lossless else self.exact
 
     def private_of(self, width: int) -> ArrayRecord | None:
         """The array of private elements of a width in bits, if the model has one."""

@@ -61,7 +61,7 @@ class Model:
         self.step = step_of(document.step)
         self.sources = sources_of(document, basis, where=self.where)
         self._compact = document.compact.leaf_list()
-        self._exact = document.exact.leaf_list() if document.exact else None
+        self._exact = document.exact_digests.leaf_list() if document.exact_digests else None
         self._check()
         self._readers = {
             name: ArrayReader(storage, prefix, name=name, record=record)
@@ -315,7 +315,7 @@ class Model:
         FormatError
             Kind ``format/tensor-digest``.
         """
-        record = self.document.exact if tier == "exact" else self.document.compact
+        record = self.document.exact_digests if tier == "exact" else self.document.compact
         assert record is not None
         order = [name for name, source in self.sources.items() if source.digest is not None]
         found = hashlib.sha256(b"".join(digests[name] for name in order)).hexdigest()
@@ -336,7 +336,7 @@ class Model:
         core = document.core
         coded = [name for name, source in self.sources.items() if source.kind == "coded"]
         expected = (basis.document.core_length, basis.document.core_chunk, basis.document.core_page)
-        found = (core.length, core.chunk, core.page) if core else None
+        found = (core.length, core.chunk_length, core.page) if core else None
         needs_core = len(document.private_groups) < len(basis.groups)
         if (needs_core and found != expected) or (not needs_core and core):
             raise FormatError(
@@ -351,6 +351,10 @@ class Model:
         if len(document.error_list()) != len(coded):
             raise FormatError(
                 f"{self.where}: errors of {len(coded)} tensors are missing", kind="format/model"
+            )
+        if document.lossless and coded:
+            raise FormatError(
+                f"{self.where}: {coded[0]} is coded and the model is called lossless", kind="format/model"
             )
         needed = dict.fromkeys((16, 32, 64), 0)
         if self._exact is not None:

@@ -447,7 +447,7 @@ JSON = [
 
 ARRAYS = [
     Case("a wrong SHA-256 on record", model(lambda d: d["core"]["shards"][0].update(sha256=DIGEST)), "format/digest", "R-ARRAY-5"),
-    Case("a smaller size on record", model(lambda d: _add(d["core"]["shards"][0], "size", -1)), "format/digest", "R-ARRAY-5"),
+    Case("a smaller size on record", model(lambda d: _add(d["core"]["shards"][0], "size", -1)), "format/size", "R-ARRAY-5"),
     Case("a larger size on record", model(lambda d: _add(d["core"]["shards"][0], "size", 1)), "format/truncated", "R-ARRAY-5"),
     Case("a shard too many on record", model(lambda d: d["core"]["shards"].append(d["core"]["shards"][0])), "format/document", "R-ARRAY-1"),
     Case("bytes with pages", model(lambda d: d["private_bytes"].update(page=4096)), "format/document", "R-ARRAY-1"),

@@ -39,7 +39,7 @@ from uws_store.tensor_bytes import bytes_of, digest_of
 OBJECT = re.compile(
     r"uws\.json|_log/(head|[0-9]{20}\.json|snapshots/[0-9a-f]{64}\.json)|families/[A-Za-z0-9_][A-Za-z0-9._-]*/(zarr\.json|(basis|models)/zarr\.json|"
     r"basis/[0-9a-f]{64}/(zarr\.json|(mean|left|right|exponents|profile|shared|files)/(zarr\.json|c/(0|[1-9][0-9]*)))|"
-    r"models/[0-9a-f]{64}/(zarr\.json|(core|private|files|residual(16|32|64))/(zarr\.json|c/(0|[1-9][0-9]*))))"
+    r"models/[0-9a-f]{64}/(zarr\.json|(core|(private|residual)(16|32|64)|private|files)/(zarr\.json|c/(0|[1-9][0-9]*))))"
 )
 
 
@@ -48,7 +48,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry that the package wrote just now."""
     folder = tmp_path_factory.mktemp("rules")
     zoo = make_zoo(folder / "zoo", models=5)
-    build(zoo, family="small", registry=str(folder / "registry"), exact=True)
+    build(zoo, family="small", registry=str(folder / "registry"), exact=True, bits=4.0)
     return folder / "registry"
 
 
@@ -250,7 +250,7 @@ def test_digests_are_of_the_bytes_alone() -> None:
 
 def test_bits_per_parameter_are_counted_from_the_objects(tmp_path: Path) -> None:
     zoo = make_zoo(tmp_path / "zoo", models=5)
-    build(zoo, family="small", registry=str(tmp_path / "registry"))
+    build(zoo, family="small", registry=str(tmp_path / "registry"), bits=4.0)
     added = add(
         zoo / "task-00.safetensors",
         family="small",

@@ -186,3 +186,24 @@ def test_a_core_where_every_group_is_private_is_refused(tmp_path: Path) -> None:
     rewrite(registry, "all", model=edit)
     assert ours(registry, "all").refused == "format/model"
     assert theirs(registry, "all").refused == "R-CORE-3"
+
+
+def test_the_overhead_that_is_asked_for_decides(tmp_path: Path) -> None:
+    _, zoo = _family(tmp_path)
+    groups = {}
+    for overhead in (0.0, 100.0):
+        registry = str(tmp_path / str(overhead))
+        uws_store.build(zoo, family="grid", registry=registry, exact=True, exact_overhead=overhead)
+        opened = uws_store.open_family("grid", registry=registry)
+        groups[overhead] = opened.model(opened.resolve("t0")).document.private_groups
+    assert groups[0.0] != ()
+    assert groups[100.0] == ()
+
+
+@pytest.mark.parametrize("overhead", [-0.1, float("nan"), float("inf"), "0.1"])
+def test_an_overhead_that_is_no_share_is_refused(overhead: Any, tmp_path: Path) -> None:
+    _, zoo = _family(tmp_path)
+    with pytest.raises(uws_store.UwsError) as caught:
+        uws_store.build(zoo, family="grid", registry=str(tmp_path / "r"), exact=True, exact_overhead=overhead)
+    assert caught.value.kind == "invalid-input/exact-overhead"
+    assert not (tmp_path / "r").exists()

@@ -48,7 +48,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry that the package wrote just now."""
     folder = tmp_path_factory.mktemp("rules")
     zoo = make_zoo(folder / "zoo", models=5)
-    build(zoo, family="small", registry=str(folder / "registry"), exact=True, bits=4.0)
+    build(zoo, family="small", registry=str(folder / "registry"), exact=True, exact_overhead=100.0)
     return folder / "registry"
 
 
@@ -250,13 +250,14 @@ def test_digests_are_of_the_bytes_alone() -> None:
 
 def test_bits_per_parameter_are_counted_from_the_objects(tmp_path: Path) -> None:
     zoo = make_zoo(tmp_path / "zoo", models=5)
-    build(zoo, family="small", registry=str(tmp_path / "registry"), bits=4.0)
+    build(zoo, family="small", registry=str(tmp_path / "registry"))
     added = add(
         zoo / "task-00.safetensors",
         family="small",
         task="new",
         registry=str(tmp_path / "registry"),
         exact=True,
+        exact_overhead=100.0,
     )
     commit = read_commits(tmp_path / "registry")[-1]
     folder = tmp_path / "registry" / "families" / "small" / "models" / commit["actions"][0]["digest"]

@@ -51,6 +51,7 @@ class ModelEncoding:
     fidelity: Fidelity
     analyses: AnalysisCache
     judge: Judge | None
+    exact_overhead: float = EXACT_OVERHEAD
 
     def encode(self, task: str, checkpoint: Checkpoint, *, exact: bool) -> EncodedModel:
         """Encode a model at the step that its fidelity or its scores demand, scores on record."""
@@ -64,7 +65,7 @@ class ModelEncoding:
                 step=step,
                 exact=demanded,
                 # Who asks for bits asks them of the compact tier.
-                exact_overhead=None if self.fidelity.kind == "bits" else EXACT_OVERHEAD,
+                exact_overhead=None if self.fidelity.kind == "bits" else self.exact_overhead,
                 analyses=self.analyses,
                 rounding=self.fidelity.rounding,
             )
@@ -153,6 +154,7 @@ class EncodeJob:
     target: FamilyTarget
     fidelity: Fidelity
     exact: bool
+    exact_overhead: float = EXACT_OVERHEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,7 @@ class StoredModel:
 def encode_and_store(job: EncodeJob) -> StoredModel:
     """Encode one model that no evaluation scores, and store its objects."""
     target = job.target
-    encoding = ModelEncoding(target.basis, job.fidelity, target.analyses, None)
+    encoding = ModelEncoding(target.basis, job.fidelity, target.analyses, None, job.exact_overhead)
     checkpoint = job.files[job.task]
     model = encoding.encode(job.task, checkpoint, exact=job.exact)
     is_new = target.put(model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from uws_store.api.results import AddResult, BuildResult
 from uws_store.architecture import compare
 from uws_store.basis import Basis, step_of
 from uws_store.builder import (
+    EXACT_OVERHEAD,
     AnalysisCache,
     BasisBuilder,
     EncodedModel,
@@ -80,6 +82,7 @@ def build(
     per_model: bool = False,
     on_miss: OnMiss = "refuse",
     exact: bool = False,
+    exact_overhead: float = EXACT_OVERHEAD,
     expect_models: int | None = None,
     plan: PlanDocument | str | Path | None = None,
     max_decode_flops_per_weight: float | None = None,
@@ -120,6 +123,10 @@ def build(
         With ``max_drop``: refuse the zoo when a model misses it at the finest step, or keep that model bit-identical.
     exact : bool
         Also store what makes every tensor bit-identical.
+    exact_overhead : float
+        With ``exact``: the share by which compact tier and residual of tensors that are read together may be larger than
+        their bits alone. Beyond it they are stored alone, exact at every tier and smaller in all, and their compact tier
+        is no smaller. 0 is the smallest in all; 0.05 keeps a small compact tier at up to 5 % more. No matter with ``bits``.
     expect_models : int, optional
         Plan the basis for a family of this size, when more models will be added.
     plan : PlanDocument, str or Path, optional
@@ -181,6 +188,7 @@ def build(
         on_miss=on_miss,
     )
     spec = ExecutorSpec.parse(executor, workers=workers)
+    overhead = _read_overhead(exact_overhead)
     with (
         Members(
             scan_zoo(zoo),
@@ -203,6 +211,7 @@ def build(
                 str(fidelity),
                 str(expect_models),
                 str(exact),
+                str(overhead),
                 str(max_decode_flops_per_weight),
                 hashlib.sha256(decided.to_bytes()).hexdigest() if decided else "",
                 *map(str, judge.options if judge else ()),
@@ -233,7 +242,9 @@ def build(
         basis_bytes, sharing = built.size_bytes, builder.sharing
         del builder, built  # means and samples, of no more use
         stored: dict[str, StoredModel] = {}
-        for model in _encode_all(members, target, fidelity, judge, exact=exact, pool=pool):
+        for model in _encode_all(
+            members, target, fidelity, judge, exact=exact, exact_overhead=overhead, pool=pool
+        ):
             stored[model.result.task] = model
             prefix = layout.model_prefix(family, model.digest)
             # What an earlier run stored may be as old as garbage is.
@@ -287,6 +298,7 @@ def add(
     higher_is_better: bool | None = None,
     on_miss: OnMiss = "refuse",
     exact: bool = False,
+    exact_overhead: float = EXACT_OVERHEAD,
     progress: Progress | None = None,
 ) -> AddResult:
     """Add a checkpoint to a family, onto its newest basis; no byte that is stored already changes.
@@ -308,6 +320,8 @@ def add(
         See :func:`build`; ``search_evaluate`` and ``on_miss`` are for families that were built with ``max_drop``.
     exact : bool
         Also store what makes every tensor bit-identical.
+    exact_overhead : float
+        See :func:`build`.
     progress : callable, optional
         See :func:`build`.
 
@@ -323,6 +337,7 @@ def add(
     UwsError
         As in :func:`build`.
     """
+    overhead = _read_overhead(exact_overhead)
     opened = open_registry(registry)
     path = Path(checkpoint)
     name = check_task_name(task) if task is not None else task_of(path)
@@ -347,7 +362,7 @@ def add(
         judge = Judge(request, {name: source}, progress=progress) if request else None
         if judge is not None:
             judge.settle(basis)
-        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), judge)
+        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), judge, overhead)
         model = encoding.encode(name, source, exact=exact)
     prefix = layout.model_prefix(family, model.digest)
 
@@ -421,6 +436,15 @@ def _require_reachable(registry: Registry, spec: ExecutorSpec) -> None:
         )
 
 
+def _read_overhead(value: object) -> float:
+    if not (isinstance(value, int | float) and 0.0 <= value < math.inf):
+        raise InvalidInputError(
+            f"exact_overhead is a share of at least 0, such as 0.05, not {value!r}",
+            kind="invalid-input/exact-overhead",
+        )
+    return float(value)
+
+
 def _encode_all(
     members: Members,
     target: FamilyTarget,
@@ -428,11 +452,15 @@ def _encode_all(
     judge: Judge | None,
     *,
     exact: bool,
+    exact_overhead: float,
     pool: Workers,
 ) -> Iterator[StoredModel]:
     """Encode and store every member, in any order; here and one by one where an evaluation scores them."""
     if judge is None:
-        jobs = [EncodeJob(members.checkpoints, task, target, fidelity, exact) for task in members.checkpoints]
+        jobs = [
+            EncodeJob(members.checkpoints, task, target, fidelity, exact, exact_overhead)
+            for task in members.checkpoints
+        ]
         names = [f"model/{target.basis.digest[:16]}/{piece_name(task)}" for task in members.checkpoints]
         for _, stored in resumed(
             members.work,
@@ -445,7 +473,7 @@ def _encode_all(
         ):
             yield stored
         return
-    encoding = ModelEncoding(target.basis, fidelity, target.analyses, judge)
+    encoding = ModelEncoding(target.basis, fidelity, target.analyses, judge, exact_overhead)
     for task, checkpoint in members.checkpoints.items():
         model = encoding.encode(task, checkpoint, exact=exact)
         is_new = target.put(model)

@@ -44,8 +44,10 @@ from uws_store.tensor_bytes import bytes_of, digest_of
 
 __all__ = ["EXACT_OVERHEAD", "AnalysisCache", "EncodedModel", "encode_model"]
 
-EXACT_OVERHEAD = 0.01
-"""Share by which core and residual of a read group may exceed its bits alone before it is stored alone."""
+EXACT_OVERHEAD = 0.005
+"""Share by which core and residual of a read group may exceed its bits alone before it is stored alone.
+
+Words coded alone are at least as much smaller than what ZipNN and Zstandard make of the zoos that were measured."""
 
 _SOURCE_METADATA_BYTES = 4096
 

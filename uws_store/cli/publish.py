@@ -53,6 +53,7 @@ def run_build(
     max_drop: float | None,
     per_model: bool,
     exact: bool,
+    exact_overhead: float,
     expect_models: int | None,
     base: str | None,
     max_decode_flops_per_weight: float | None,
@@ -78,6 +79,7 @@ def run_build(
             max_drop=max_drop,
             per_model=per_model,
             exact=exact,
+            exact_overhead=exact_overhead,
             expect_models=expect_models,
             base=base,
             max_decode_flops_per_weight=max_decode_flops_per_weight,
@@ -115,13 +117,22 @@ def run_add(
     family: str,
     task: str | None,
     exact: bool,
+    exact_overhead: float,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - the API's own options
 ) -> None:
     """Add a checkpoint and summarise it."""
     with user_code(runs=evaluation["evaluate"] is not None):
-        result = api_add(checkpoint, family=family, task=task, exact=exact, registry=registry, **evaluation)
+        result = api_add(
+            checkpoint,
+            family=family,
+            task=task,
+            exact=exact,
+            exact_overhead=exact_overhead,
+            registry=registry,
+            **evaluation,
+        )
     model = result.model
     output.notices("of the checkpoint", model.notices)
     tell_remarks((), [model], output=output)

@@ -14,6 +14,14 @@ from uws_store.cli.work import work_options
 
 __all__ = ["add", "build", "init"]
 
+_exact_overhead = click.option(
+    "--exact-overhead",
+    type=float,
+    default=0.005,
+    metavar="NUMBER",
+    help="With --exact: how much larger, as a share, a model may get for a small compact tier. Default: 0.005.",
+)
+
 
 @command(
     "init",
@@ -86,6 +94,7 @@ def init(*, url: str | None, single_writer: bool, output: Output, registry: str 
     help="With --max-drop: each model its own largest step, not only a finer one where it needs it.",
 )
 @click.option("--exact", is_flag=True, help="Also store what makes every tensor bit-identical.")
+@_exact_overhead
 @click.option(
     "--expect-models",
     type=int,
@@ -123,6 +132,7 @@ def build(
     max_drop: float | None,
     per_model: bool,
     exact: bool,
+    exact_overhead: float,
     expect_models: int | None,
     base: str | None,
     max_decode_flops_per_weight: float | None,
@@ -180,6 +190,7 @@ def build(
         max_drop=max_drop,
         per_model=per_model,
         exact=exact,
+        exact_overhead=exact_overhead,
         expect_models=expect_models,
         base=base,
         max_decode_flops_per_weight=max_decode_flops_per_weight,
@@ -210,12 +221,14 @@ def build(
 )
 @evaluation_options
 @click.option("--exact", is_flag=True, help="Also store what makes every tensor bit-identical.")
+@_exact_overhead
 def add(
     *,
     checkpoint: str,
     family: str,
     task: str | None,
     exact: bool,
+    exact_overhead: float,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - see evaluation_options
@@ -227,4 +240,13 @@ def add(
     """
     from uws_store.cli.publish import run_add
 
-    run_add(checkpoint, family=family, task=task, exact=exact, output=output, registry=registry, **evaluation)
+    run_add(
+        checkpoint,
+        family=family,
+        task=task,
+        exact=exact,
+        exact_overhead=exact_overhead,
+        output=output,
+        registry=registry,
+        **evaluation,
+    )

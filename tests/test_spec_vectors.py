@@ -137,7 +137,10 @@ def test_the_tiers_differ_where_a_tensor_is_coded_and_nowhere_else() -> None:
 
 
 def test_every_version_of_the_vectors_is_opened_here() -> None:
-    assert [path.name for path in sorted(VECTORS.parent.iterdir()) if path.is_dir()] == ["v1"]
+    assert [path.name for path in sorted(VECTORS.parent.iterdir()) if path.is_dir()] == [
+        "v1",
+        "v1-adapters",
+    ]
 
 
 def test_the_vectors_are_small() -> None:

@@ -30,6 +30,7 @@ FLOORS: Mapping[str, int] = {
     "canonical": 2,
     "entropy": 2,
     "metadata": 2,
+    "moments": 2,
     "quantize": 2,
     "residual": 2,
     "signing": 2,

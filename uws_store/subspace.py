@@ -8,18 +8,19 @@ of ``sum_i D_i D_i^T`` and the right factor those of ``sum_i D_i^T D_i``. Knows 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from uws_store.canonical import Side, power_of_two
+from uws_store.moments import block_extents, block_moments, eigenvectors
 
 __all__ = [
     "FACTOR_BITS",
     "PROFILE_UNITS_PER_OCTAVE",
     "QuantisedSide",
     "analysis_matrix",
+    "block_extents",
     "block_moments",
     "eigenvectors",
     "flat_profile",
@@ -58,11 +59,6 @@ class QuantisedSide:
     exponents: torch.Tensor
 
 
-def block_extents(size: int, block: int) -> list[tuple[int, int]]:
-    """Row ranges of the diagonal blocks of a side."""
-    return [(start, min(start + block, size)) for start in range(0, size, block)]
-
-
 def side_shape(size: int, block: int, rank: int) -> tuple[int, int]:
     """Count the integers and the columns of a side of given size, block and rank.
 
@@ -71,45 +67,6 @@ def side_shape(size: int, block: int, rank: int) -> tuple[int, int]:
     whole, rest = divmod(size, block)
     full, last = min(rank, block), min(rank, rest)
     return whole * block * full + rest * last, whole * full + last
-
-
-def block_moments(changes: Iterable[torch.Tensor], *, size: int, block: int, side: str) -> list[torch.Tensor]:
-    """Accumulate the second moment of one side, block by block.
-
-    Parameters
-    ----------
-    changes : iterable of torch.Tensor
-        The models' changes about the mean, each (m x d).
-    size : int
-        Extent of the side.
-    block : int
-        Width of the diagonal blocks.
-    side : {"left", "right"}
-        Rows (``D D^T``) or columns (``D^T D``).
-
-    Returns
-    -------
-    list of torch.Tensor
-        One symmetric float64 matrix per block.
-    """
-    extents = block_extents(size, block)
-    moments: list[torch.Tensor] = []
-    for change_md in changes:
-        rows = change_md if side == "left" else change_md.T
-        parts = [rows[start:stop] for start, stop in extents]
-        if not moments:
-            moments = [torch.zeros(len(p), len(p), dtype=torch.float64, device=rows.device) for p in parts]
-        for moment, part in zip(moments, parts, strict=True):
-            moment.add_((part @ part.T).to(torch.float64))
-    return moments
-
-
-def eigenvectors(moment: torch.Tensor, rank: int) -> torch.Tensor:
-    """Leading eigenvectors of a symmetric matrix, largest first, each with its largest entry positive."""
-    _, vectors = torch.linalg.eigh(moment)
-    leading: torch.Tensor = vectors.flip(1)[:, :rank]
-    peak = leading.abs().argmax(0, keepdim=True)
-    return leading * torch.sign(leading.gather(0, peak))
 
 
 def quantise_side(blocks: list[torch.Tensor], *, size: int, block: int, rank: int) -> QuantisedSide:

@@ -16,14 +16,13 @@ import torch
 from uws_store.builder.sources import ZooFiles
 from uws_store.builder.survey import TensorSurvey
 from uws_store.builder.transform import Analysis
+from uws_store.moments import SideMoment
 from uws_store.nulls import Sharing, sharing
 from uws_store.plan import Choice, SideChoice, choose_sides, fit_side
 from uws_store.quantize import Rounding
 from uws_store.subspace import (
     PROFILE_UNITS_PER_OCTAVE,
     QuantisedSide,
-    block_extents,
-    block_moments,
     eigenvectors,
     flat_profile,
     quantise_side,
@@ -135,7 +134,8 @@ def fit_tensor(job: FitJob) -> TensorFit:
 
     Sums are taken in float64, member by member in the order of the tasks: their relative error is at most the number
     of members times 2^-53. Moments are taken about the mean of the held members and moved to the mean of all, so that
-    no digits are lost to the common part of the weights.
+    no digits are lost to the common part of the weights. Where all members are held they are products of float64, else
+    of changes rounded to float32: see :class:`uws_store.moments.SideMoment` for both errors.
     """
     survey = job.survey
     step = job.step * 2.0**-job.shift
@@ -247,7 +247,11 @@ class _Moments:
     def __init__(self, matrix: tuple[int, int], left: SideChoice | None, right: SideChoice | None) -> None:
         self._choices = {"left": left, "right": right}
         self._sizes = {"left": matrix[0], "right": matrix[1]}
-        self._moments: dict[str, list[torch.Tensor]] = {}
+        self._moments = {
+            side: SideMoment(size=self._sizes[side], block=choice.block, side=side)
+            for side, choice in self._choices.items()
+            if choice is not None
+        }
         self._total = torch.zeros(matrix, dtype=torch.float64)
         self._count = 0
 
@@ -255,22 +259,15 @@ class _Moments:
         """Take one member's change about the reference in."""
         self._total += change
         self._count += 1
-        for side, choice in self._choices.items():
-            if choice is not None:
-                found = block_moments([change], size=self._sizes[side], block=choice.block, side=side)
-                held = self._moments.setdefault(side, [torch.zeros_like(moment) for moment in found])
-                for moment, own in zip(held, found, strict=True):
-                    moment.add_(own)
+        short = change.to(torch.float32)
+        for moment in self._moments.values():
+            moment.add(short)
 
     def centre(self) -> torch.Tensor:
         """Move the moments to the mean of all that went by, and give that mean about the reference."""
         mean: torch.Tensor = self._total / self._count
-        for side, moments in self._moments.items():
-            choice = self._choices[side]
-            assert choice is not None
-            common = block_moments([mean], size=self._sizes[side], block=choice.block, side=side)
-            for moment, own in zip(moments, common, strict=True):
-                moment.sub_(own * self._count)
+        for moment in self._moments.values():
+            moment.add(mean, times=-self._count)
         return mean
 
     def side(self, side: str) -> QuantisedSide | None:
@@ -279,6 +276,5 @@ class _Moments:
         if choice is None:
             return None
         size = self._sizes[side]
-        vectors = [eigenvectors(moment, choice.rank) for moment in self._moments[side]]
-        assert len(vectors) == len(block_extents(size, choice.block))
+        vectors = [eigenvectors(moment, choice.rank) for moment in self._moments[side].blocks()]
         return quantise_side(vectors, size=size, block=choice.block, rank=choice.rank)

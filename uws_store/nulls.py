@@ -6,7 +6,7 @@ gain that a null has as well is no shared subspace. Pure: it sees one tensor of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,20 +70,25 @@ class Sharing:
         )
 
 
-def sharing(values: Sequence[torch.Tensor], *, seed: int = 0) -> Sharing | None:
+def sharing(
+    values: Sequence[torch.Tensor], *, origin: torch.Tensor | None = None, seed: int = 0
+) -> Sharing | None:
     """Measure what one tensor of a zoo shares.
 
     Parameters
     ----------
     values : sequence of torch.Tensor
         The models' weights, each (m x n), float64; only the first some fifty are used.
+    origin : torch.Tensor, optional
+        (m x n): what was taken off the weights before, such as their mean.
     seed : int
         Of the nulls, and of which models are kept out.
 
     Returns
     -------
     Sharing or None
-        None for fewer than four models, for one row, or where all models are alike. Costs about three fits.
+        None for fewer than four models, for one row, or where all models are alike. Costs about three fits, and memory for
+        one more copy of the values.
     """
     if len(values) < _LEAST_MODELS or min(values[0].shape) < 2:
         return None
@@ -92,11 +97,10 @@ def sharing(values: Sequence[torch.Tensor], *, seed: int = 0) -> Sharing | None:
     held_count = max(1, min(_MOST_HELD, len(values) // 4))
     held = [values[index] for index in sorted(picked[:held_count])]
     train = [values[index] for index in sorted(picked[held_count : held_count + _MOST_TRAINED])]
-    mean = torch.stack(train).mean(0)
+    mean = _mean(train)
     left_over = sum(float((value - mean).square().sum()) for value in held)
-    energy = sum(float(value.square().sum()) for value in held)
-    changes = [value - mean for value in train], [value - mean for value in held]
-    if left_over <= 0.0 or not any(bool(change.any()) for change in changes[0]):
+    energy = sum(float((value if origin is None else value + origin).square().sum()) for value in held)
+    if left_over <= 0.0 or not any(not torch.equal(value, mean) for value in train):
         return None
 
     def gaussian(change: torch.Tensor) -> torch.Tensor:
@@ -108,9 +112,9 @@ def sharing(values: Sequence[torch.Tensor], *, seed: int = 0) -> Sharing | None:
     return Sharing(
         elements=mean.numel(),
         mean_share=1.0 - left_over / energy if energy else 0.0,
-        gain_bits=_gain(*changes),
-        gaussian_bits=_null_gain(changes, gaussian),
-        shuffled_bits=_null_gain(changes, shuffled),
+        gain_bits=_gain(train, held, mean),
+        gaussian_bits=_null_gain(train, held, mean, gaussian),
+        shuffled_bits=_null_gain(train, held, mean, shuffled),
     )
 
 
@@ -133,43 +137,78 @@ def pooled(parts: Sequence[Sharing]) -> Sharing | None:
 
 
 def _null_gain(
-    changes: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
+    train: Sequence[torch.Tensor],
+    held: Sequence[torch.Tensor],
+    mean: torch.Tensor,
     null: Callable[[torch.Tensor], torch.Tensor],
 ) -> float:
-    train, held = ([null(change) for change in part] for part in changes)
-    mean = torch.stack(train).mean(0)
-    return _gain([change - mean for change in train], [change - mean for change in held])
+    trained, kept_out = ([null(value - mean) for value in part] for part in (train, held))
+    return _gain(trained, kept_out, _mean(trained))
 
 
-def _gain(train: Sequence[torch.Tensor], held: Sequence[torch.Tensor]) -> float:
-    """Bits per element that the best of right, left and both factors save on the held models."""
-    right, left = _rotation(train, "right"), _rotation(train, "left")
-    plain = _code_length(train, held)
-    turned: list[float] = []
-    by_right = [[right(change.T).T for change in part] for part in (train, held)]
-    turned.append(_code_length(*by_right))
-    turned.append(_code_length(*([left(change) for change in part] for part in (train, held))))
-    turned.append(_code_length(*([left(change) for change in part] for part in by_right)))
-    return plain - min(turned)
+def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = torch.zeros_like(values[0])
+    for value in values:
+        total += value
+    return total / len(values)
 
 
-def _rotation(train: Sequence[torch.Tensor], side: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    size = int(train[0].shape[0 if side == "left" else 1])
+def _gain(train: Sequence[torch.Tensor], held: Sequence[torch.Tensor], mean: torch.Tensor) -> float:
+    """Bits per element that the best of right, left and both factors of changes about a mean save on the held models.
+
+    One change at a time is turned: that of a large zoo shall not be in memory four times.
+    """
+    right, left = (_rotation((value - mean for value in train), mean, side) for side in ("right", "left"))
+
+    def turns(value: torch.Tensor) -> Iterator[torch.Tensor]:
+        change = value - mean
+        yield change
+        by_right = right(change.T).T
+        yield by_right
+        yield left(change)
+        yield left(by_right)
+
+    margins = [(torch.zeros_like(mean[:, 0]), torch.zeros_like(mean[0])) for _ in range(4)]
+    for value in train:
+        for (rows, columns), turned in zip(margins, turns(value), strict=True):
+            squared = turned.square()
+            rows.add_(squared.mean(1))
+            columns.add_(squared.mean(0))
+    codes = [_Code(rows, columns) for rows, columns in margins]
+    scales = [
+        [code.scale(turned) for code, turned in zip(codes, turns(value), strict=True)] for value in held
+    ]
+    lengths = [
+        code.level + sum(own[index] for own in scales) / len(scales) for index, code in enumerate(codes)
+    ]
+    return lengths[0] - min(lengths[1:])
+
+
+def _rotation(
+    train: Iterable[torch.Tensor], mean: torch.Tensor, side: str
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    size = int(mean.shape[0 if side == "left" else 1])
     block = size if size <= _WIDEST else _BLOCK
     moments = block_moments(train, size=size, block=block, side=side)
     analysis = tuple(eigenvectors(moment, len(moment)).T.contiguous() for moment in moments)
     return lambda change: project(change.contiguous(), analysis, block=block)
 
 
-def _code_length(train: Sequence[torch.Tensor], held: Sequence[torch.Tensor]) -> float:
-    """Bits per element of a Gaussian code, up to a constant, with separable variances and a scale for each model."""
-    rows = sum(change.square().mean(1) for change in train)
-    columns = sum(change.square().mean(0) for change in train)
-    assert isinstance(rows, torch.Tensor)
-    assert isinstance(columns, torch.Tensor)
-    total = rows.mean()
-    floor = total * 2.0**-40
-    variance = rows.clamp(min=floor)[:, None] * columns.clamp(min=floor)[None, :] / total
-    level = 0.5 * torch.log2(variance).mean()
-    scales = [0.5 * torch.log2((change.square() / variance).mean().clamp(min=2.0**-200)) for change in held]
-    return float(level + torch.stack(scales).mean())
+class _Code:
+    """Bits per element of a Gaussian code, up to a constant, with separable variances and a scale for each model.
+
+    Parameters
+    ----------
+    rows, columns : torch.Tensor
+        Mean squares over the columns and over the rows, summed over the models.
+    """
+
+    def __init__(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
+        total = rows.mean()
+        floor = total * 2.0**-40
+        self._variance = rows.clamp(min=floor)[:, None] * columns.clamp(min=floor)[None, :] / total
+        self.level = float(0.5 * torch.log2(self._variance).mean())
+
+    def scale(self, change: torch.Tensor) -> float:
+        """Give a model's own share of the bits."""
+        return float(0.5 * torch.log2((change.square() / self._variance).mean().clamp(min=2.0**-200)))

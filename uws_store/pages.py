@@ -45,12 +45,12 @@ def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
         return [count] if count else []
     symbols, extra_bits = _symbols(values)
     index = np.arange(count) // piece * _WIDTH + symbols
-    histograms = list(
-        np.bincount(index, minlength=pieces * _WIDTH).reshape(pieces, _WIDTH).astype(np.float64)
-    )
+    counts = np.bincount(index, minlength=pieces * _WIDTH).reshape(pieces, _WIDTH).astype(np.float64)
+    histograms = list(counts)
     sizes = [piece] * (pieces - 1) + [count - piece * (pieces - 1)]
-    costs = [_cost(histogram, extra_bits) for histogram in histograms]
-    gains = [_gain(histograms, costs, at, extra_bits) for at in range(pieces - 1)]
+    alone = _costs(counts, extra_bits)
+    costs = alone.tolist()
+    gains = (alone[:-1] + alone[1:] - _costs(counts[:-1] + counts[1:], extra_bits)).tolist()
     while gains:
         at = int(np.argmax(gains))
         if gains[at] <= 0.0:
@@ -80,6 +80,18 @@ def _symbols(values: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.int64], np
         exponents = np.frexp(np.abs(values[large].astype(np.float64)))[1]
         small[large] += np.sign(small[large]) * np.minimum(exponents, _OCTAVES)
     return small + middle, extra_bits
+
+
+def _costs(
+    histograms: npt.NDArray[np.float64], extra_bits: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Bits of several pages, a row each; as :func:`_cost`."""
+    totals = histograms.sum(1)
+    parts = (histograms * np.log2(np.maximum(histograms, 1.0))).sum(1)
+    bins = np.count_nonzero(histograms, axis=1)
+    entropy = totals * np.log2(totals) - parts
+    bits: npt.NDArray[np.float64] = entropy + histograms @ extra_bits + _PAGE_BITS + _BIN_BITS * bins
+    return bits
 
 
 def _cost(histogram: npt.NDArray[np.float64], extra_bits: npt.NDArray[np.float64]) -> float:

@@ -151,7 +151,7 @@ def fit_tensor(job: FitJob) -> TensorFit:
     for values in changes:
         values.sub_(mean)
     # On the whole weights: the mean is among what may be shared.
-    found = sharing([values + mean for values in changes[:_NULL_MODELS]]) if job.with_nulls else None
+    found = sharing(changes[:_NULL_MODELS], origin=mean) if job.with_nulls else None
     choice = job.decided or choose_sides(
         changes,
         step=step,

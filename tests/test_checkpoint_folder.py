@@ -65,7 +65,7 @@ def test_the_one_weight_file_of_a_folder_is_its_checkpoint(tmp_path: Path, name:
         "tokenizer.model",
         ".hidden.safetensors",
     ):
-        (tmp_path / other).write_text("{}")
+        (tmp_path / other).write_text('{"peft_type": "LORA"}' if other == "adapter_config.json" else "{}")
     with open_checkpoint(tmp_path) as checkpoint:
         assert values(checkpoint) == {"w": [1, 1]}
         assert checkpoint.notices == ()

@@ -199,7 +199,7 @@ class TestRegistries:
         assert run("list", "--registry", "").error_kind == "invalid-input/usage"
 
     def test_a_storage_that_is_not_supported(self) -> None:
-        assert run("list", "--registry", "s3://bucket/place").error_kind == "invalid-input/storage-scheme"
+        assert run("list", "--registry", "ftp://host/place").error_kind == "invalid-input/storage-scheme"
 
     def test_a_folder_with_other_files_is_not_made_a_registry(self, zoo: Path) -> None:
         before = snapshot(zoo)

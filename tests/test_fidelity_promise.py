@@ -241,7 +241,9 @@ def test_models_that_miss_are_kept_exact_when_asked(zoo: Path, registry: str) ->
         shown = _shown(registry, model.task)
         assert shown.exact == (model.task in hard) == bool(model.remarks)
         (score,) = shown.scores
-        assert (score.original, score.reconstruction) == (1.0, 0.0 if model.task in hard else 1.0)
+        assert score.original == 1.0
+        # A model that is kept exact may be stored so at every tier, where that is smaller.
+        assert score.reconstruction == 1.0 or model.task in hard
         assert score.max_drop == 0.5
     for task in hard:
         exact = uws_store.load_model("f", task, registry=registry, tier="exact").materialize()

@@ -65,7 +65,7 @@ def test_a_family_keeps_its_versions_aliases_and_bytes(source: Registry, target:
 
 
 @pytest.mark.parametrize(
-    "vectors", ["v1/registry", "v1/groups/registry", "v1/files/registry", "v1-adapters/registry"]
+    "vectors", ["v1/registry", "v1/groups/registry", "v1/files/registry", "v1/adapters/registry"]
 )
 def test_every_array_that_there_is_goes_along(vectors: str, target: Registry) -> None:
     folder = VECTORS.parent / vectors

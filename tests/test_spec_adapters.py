@@ -17,7 +17,7 @@ from spec_support import VECTORS, Json, edit_values, ours, rewrite, theirs
 
 from uws_store.model import Tier
 
-ADAPTERS = VECTORS.parent / "v1-adapters"
+ADAPTERS = VECTORS.parent / "v1" / "adapters"
 REGISTRY = ADAPTERS / "registry"
 EXPECTED: dict[str, Any] = json.loads((ADAPTERS / "expected.json").read_bytes())
 TIERS: tuple[Tier, ...] = ("mean", "compact", "exact")

@@ -527,15 +527,14 @@ class TestOpening:
         assert open_storage("a:b").url == open_storage("~/a:b").url == str(tmp_path / "a:b")
         assert open_storage("~").url == str(tmp_path)
 
-    @pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "https://h/x", "hf://org/name", "S3://b"])
+    @pytest.mark.parametrize("url", ["ftp://host/secret", "sftp://h/secret", "dropbox://secret", "FTP://b"])
     def test_a_scheme_that_is_not_supported_is_named_and_the_rest_is_not(self, url: str) -> None:
         with pytest.raises(InvalidInputError) as caught:
             open_storage(url, create=True)
         assert caught.value.kind == "invalid-input/storage-scheme"
         assert url.split("://", maxsplit=1)[0].lower() in str(caught.value)
         assert "secret" not in str(caught.value)
-        assert "file://" in str(caught.value)
-        assert "memory://" in str(caught.value)
+        assert "file, memory, s3" in str(caught.value)
 
     @pytest.mark.parametrize(
         "url",

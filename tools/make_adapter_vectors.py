@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the vectors of the format for families of adapters: a small registry, and what every tensor of it is.
 
-``tools/make_adapter_vectors.py FOLDER``; the frozen ones in ``spec/vectors/v1-adapters`` are never made again.
+``tools/make_adapter_vectors.py FOLDER``; the frozen ones in ``spec/vectors/v1/adapters`` are never made again.
 """
 
 from __future__ import annotations

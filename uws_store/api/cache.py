@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from uws_store.config import cache_folder, cache_limit_bytes, is_offline
-from uws_store.errors import NotFoundError, StorageError
+from uws_store.errors import InvalidInputError, NotFoundError, StorageError
 from uws_store.registry import Registry
 from uws_store.storage import (
     CachedFile,
@@ -16,7 +17,15 @@ from uws_store.storage import (
     open_storage,
 )
 
-__all__ = ["CacheContents", "at_source", "cache_contents", "clear_cache", "open_cached"]
+__all__ = [
+    "CacheContents",
+    "at_source",
+    "cache_contents",
+    "clear_cache",
+    "open_cached",
+    "reader_of",
+    "without_network",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +48,21 @@ class CacheContents:
     files: tuple[CachedFile, ...]
 
 
-def open_cached(url: str, *, create: bool = False, local_files_only: bool = False) -> Registry:
+def open_cached(
+    url: str, *, create: bool = False, local_files_only: bool = False, cache_dir: str | Path | None = None
+) -> Registry:
     """Open a registry; one behind a network through the cache.
+
+    Parameters
+    ----------
+    url : str
+        See :func:`uws_store.storage.open_storage`.
+    create : bool, optional
+        Make it when it does not exist; never without the network.
+    local_files_only : bool, optional
+        Ask nothing of a storage behind a network.
+    cache_dir : str or Path, optional
+        The folder of the cache, in place of ``UWS_STORE_CACHE``.
 
     Raises
     ------
@@ -55,7 +77,7 @@ def open_cached(url: str, *, create: bool = False, local_files_only: bool = Fals
     if isinstance(storage, LocalStorage | MemoryStorage):
         return Registry.over(storage, create=create)
     offline = local_files_only or is_offline()
-    cached = CachedStorage(storage, _folder(), offline=offline)
+    cached = CachedStorage(storage, _folder(cache_dir), offline=offline)
     try:
         return Registry.over(cached, create=create and not offline)
     except NotFoundError as error:
@@ -97,5 +119,38 @@ def clear_cache() -> int:
     return _folder().trim(-1)
 
 
-def _folder() -> CacheFolder:
-    return CacheFolder(cache_folder() / "objects", limit_bytes=cache_limit_bytes())
+def without_network(registry: Registry) -> Registry:
+    """Open a registry that is open again, so that its storage behind a network is not asked.
+
+    Raises
+    ------
+    InvalidInputError
+        When it was not opened through the cache (``invalid-input/open-registry``).
+    StorageError
+        When nothing was kept of it (``storage/offline``).
+    """
+    storage = registry.storage
+    if isinstance(storage, CachedStorage):
+        return (
+            registry
+            if storage.offline
+            else Registry.over(CachedStorage(storage.inner, storage.folder, offline=True))
+        )
+    if isinstance(storage, LocalStorage | MemoryStorage):
+        return registry
+    raise InvalidInputError(
+        f"{registry.url} was opened without the cache, so it cannot be read without the network; open it with "
+        "open_registry(url, local_files_only=True)",
+        kind="invalid-input/open-registry",
+    )
+
+
+def reader_of(registry: Registry) -> tuple[str, bool]:
+    """Tell by which way a registry is read, the folder of its cache and whether the network is left alone."""
+    storage = registry.storage
+    return (str(storage.folder.root), storage.offline) if isinstance(storage, CachedStorage) else ("", False)
+
+
+def _folder(cache_dir: str | Path | None = None) -> CacheFolder:
+    root = cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
+    return CacheFolder(root / "objects", limit_bytes=cache_limit_bytes())

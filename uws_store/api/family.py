@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from uws_store import layout
-from uws_store.api.cache import open_cached
+from uws_store.api.cache import open_cached, reader_of, without_network
 from uws_store.basis import Basis, Decode
 from uws_store.config import default_registry_url
 from uws_store.errors import IncompatibleError, InvalidInputError
@@ -45,6 +47,8 @@ def open_registry(
     create: bool = False,
     storage_options: Mapping[str, object] | None = None,
     local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
 ) -> Registry:
     """Open a registry, to be given to the other functions in place of its URL.
 
@@ -62,31 +66,50 @@ def open_registry(
     local_files_only : bool, optional
         Ask nothing of a storage behind a network: names are those of the last time it was asked, objects those that
         are kept. ``UWS_STORE_OFFLINE`` does the same.
+    cache_dir : str or Path, optional
+        The folder in which is kept, in place of ``UWS_STORE_CACHE``. Nothing is kept of a registry on this machine.
+    token : str or bool, optional
+        For ``hf://`` alone: the token to sign in with; False signs in with none, and True demands the one that the
+        Hub's client was logged in with. It is the storage option ``token``.
 
     Raises
     ------
+    InvalidInputError
+        A token for another storage than ``hf://`` (``invalid-input/token``); a token, options or a folder for a
+        registry that is open already (``invalid-input/open-registry``).
     UwsError
-        See :meth:`Registry.open`.
+        See :meth:`Registry.open`; ``storage/offline`` when what is needed was not kept.
     """
     if isinstance(registry, Registry):
-        return registry
-    return open_cached(
-        StorageUrl(registry or default_registry_url(), storage_options),
-        create=create,
-        local_files_only=local_files_only,
-    )
+        if storage_options or cache_dir is not None or token is not None:
+            raise InvalidInputError(
+                f"{registry.url} is open already; give storage_options, cache_dir and token to open_registry",
+                kind="invalid-input/open-registry",
+            )
+        return without_network(registry) if local_files_only else registry
+    url = StorageUrl(registry or default_registry_url(), storage_options)
+    if token is not None:
+        if not url.lower().startswith("hf://"):
+            raise InvalidInputError(
+                "token is for registries on a Hub (hf://); give the credentials of other storages as storage_options "
+                "to open_registry",
+                kind="invalid-input/token",
+            )
+        url = StorageUrl(url, {"token": token})
+    return open_cached(url, create=create, local_files_only=local_files_only, cache_dir=cache_dir)
 
 
 class _BasisCache:
     """The bases that were used last, so that loading model after model reads each basis once."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[tuple[str, str, str], Basis] = OrderedDict()
+        self._held: OrderedDict[tuple[object, ...], Basis] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, registry: Registry, family: str, digest: str) -> Basis:
         # The registry's own id is part of the key: another one may since have been made at the same URL.
-        key = (registry.url, registry.document.id, digest)
+        # So is the way it is read by: a basis reads on by the way it was opened by.
+        key = (registry.url, registry.document.id, digest, reader_of(registry))
         with self._lock:
             found = self._held.get(key)
             if found is not None:
@@ -159,9 +182,25 @@ class Family:
             digest = latest.digest
         return _BASES.get(self.registry, self.name, digest)
 
-    def resolve(self, task: str, *, revision: int | str | None = None) -> ModelEntry:
-        """Find the version that a task and a revision name; the task may carry ``@revision`` itself."""
-        return resolve_in(self.registry.state(), self.name, task, revision=revision)
+    def resolve(self, task: str, *, revision: int | str | None = None, refresh: bool = True) -> ModelEntry:
+        """Find the version that a task and a revision name; the task may carry ``@revision`` itself.
+
+        Parameters
+        ----------
+        task : str
+            The task.
+        revision : int or str, optional
+            A version or an alias; the newest version when absent.
+        refresh : bool
+            Look for newer commits first, which costs a request. A version by its number is not looked for when it is
+            known: what it stands for never changes, and one that was withdrawn since is still found.
+        """
+        known = self.registry.state(refresh=False)
+        name, at = split_task(task)
+        version = at if revision is None else revision
+        if refresh and not (isinstance(version, int) and _has_version(known, self.name, name, version)):
+            known = self.registry.state()
+        return resolve_in(known, self.name, task, revision=revision)
 
     def model(self, entry: ModelEntry) -> Model:
         """Open one version."""
@@ -179,8 +218,12 @@ class Family:
         tier: Tier = "compact",
         decode: Decode | None = None,
         verify: bool = True,
+        refresh: bool = True,
     ) -> LazyStateDict:
-        """Load a model; see :func:`load_model`. Device and arithmetic are the family's own when absent."""
+        """Load a model; see :func:`load_model`, and :meth:`resolve` for ``refresh``.
+
+        Device and arithmetic are the family's own when absent.
+        """
         if tier not in _TIERS:
             raise InvalidInputError(
                 f"tier is one of {', '.join(_TIERS)}, not {tier!r}", kind="invalid-input/tier"
@@ -189,7 +232,7 @@ class Family:
             raise InvalidInputError(f"weights cannot be loaded as {dtype}", kind="invalid-input/dtype")
         place = self.device if device is None else usable_device(device)
         arithmetic = checked_decode(self.decode if decode is None else decode, tier=tier)
-        entry = self.resolve(task, revision=revision)
+        entry = self.resolve(task, revision=revision, refresh=refresh)
         # On the CPU every model of a basis shares what is made ready from it anyway.
         own = place.type != "cpu" and (place, arithmetic) == (self.device, self.decode)
         return LazyStateDict(
@@ -224,6 +267,7 @@ class Family:
         revision: int | str | None = None,
         strict: bool = True,
         verify: bool = True,
+        refresh: bool = True,
     ) -> M:
         """Overwrite a module's weights with those of another task, in place, at tier ``compact``.
 
@@ -243,6 +287,8 @@ class Family:
             As in :meth:`torch.nn.Module.load_state_dict`.
         verify : bool
             Check each tensor against its SHA-256 on record, the first time that a model is made here.
+        refresh : bool
+            See :meth:`resolve`.
 
         Returns
         -------
@@ -254,7 +300,7 @@ class Family:
         UwsError
             As :func:`load_model` with ``into``; the module is as it was.
         """
-        entry = self.resolve(task, revision=revision)
+        entry = self.resolve(task, revision=revision, refresh=refresh)
         resident = self.resident(entry.basis_digest)
         hot = resident.hot(entry.digest, functools.partial(self.model, entry))
         resident.switch(module, hot, strict=strict, verify=verify, name=f"{self.name}/{entry.task}")
@@ -339,6 +385,12 @@ def checked_decode(decode: Decode, *, tier: Tier) -> Decode:
     return decode
 
 
+def _has_version(state: RegistryState, family: str, task: str, version: int) -> bool:
+    held = state.families.get(family)
+    found = held.tasks.get(unicodedata.normalize("NFC", task)) if held else None
+    return found is not None and version in found.versions
+
+
 def resolve_in(state: RegistryState, family: str, task: str, *, revision: int | str | None) -> ModelEntry:
     """Resolve a task that may carry ``@revision``; a revision given twice is refused."""
     name, at = split_task(task)
@@ -376,6 +428,8 @@ def open_family(
     decode: Decode = "canonical",
     cache_bytes: int = CACHE_BYTES,
     local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
 ) -> Family:
     """Open a family, to load many of its models, or to switch a module between them.
 
@@ -392,7 +446,7 @@ def open_family(
         of them that :func:`uws_store.canonical.fast_bound` derives.
     cache_bytes : int
         How many bytes of decoded integers :meth:`Family.switch` and :meth:`Family.stack` keep on the device.
-    local_files_only : bool
+    local_files_only, cache_dir, token
         See :func:`open_registry`.
 
     Raises
@@ -400,5 +454,5 @@ def open_family(
     NotFoundError
         When there is no such registry or family.
     """
-    opened = open_registry(registry, local_files_only=local_files_only)
+    opened = open_registry(registry, local_files_only=local_files_only, cache_dir=cache_dir, token=token)
     return Family(opened, family, device=device, decode=decode, cache_bytes=cache_bytes)

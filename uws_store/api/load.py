@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import TypeVar, overload
 
 import torch
@@ -34,6 +35,8 @@ def load_model(
     strict: bool = True,
     verify: bool = True,
     local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
 ) -> LazyStateDict: ...
 
 
@@ -52,6 +55,8 @@ def load_model(
     strict: bool = True,
     verify: bool = True,
     local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
 ) -> M: ...
 
 
@@ -69,6 +74,8 @@ def load_model(
     strict: bool = True,
     verify: bool = True,
     local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
 ) -> LazyStateDict | torch.nn.Module:
     """Load one model of a family.
 
@@ -97,7 +104,11 @@ def load_model(
     verify : bool
         Check each tensor against its SHA-256 on record.
     local_files_only : bool
-        Ask nothing of a registry behind a network; see :func:`uws_store.api.open_registry`.
+        Ask nothing of a registry behind a network: what was not kept of it is an error (``storage/offline``).
+    cache_dir : str or Path, optional
+        The folder in which is kept what is read from behind a network, in place of ``UWS_STORE_CACHE``.
+    token : str or bool, optional
+        The token for a registry on a Hub, ``hf://``; see :func:`uws_store.api.open_registry`.
 
     Returns
     -------
@@ -117,8 +128,19 @@ def load_model(
     MemoryLimitError
         They do not fit on the device (``memory-limit/device``).
     """
-    weights = open_family(family, registry=registry, local_files_only=local_files_only).load(
-        task, revision=revision, device=device, dtype=dtype, tier=tier, decode=decode, verify=verify
+    opened = open_family(
+        family, registry=registry, local_files_only=local_files_only, cache_dir=cache_dir, token=token
+    )
+    # Opening it looked for new commits.
+    weights = opened.load(
+        task,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        tier=tier,
+        decode=decode,
+        verify=verify,
+        refresh=False,
     )
     if into is None:
         return weights
@@ -140,6 +162,8 @@ async def aload_model(
     strict: bool = True,
     verify: bool = True,
     local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
 ) -> LazyStateDict: ...
 
 
@@ -158,6 +182,8 @@ async def aload_model(
     strict: bool = True,
     verify: bool = True,
     local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
 ) -> M: ...
 
 
@@ -175,6 +201,8 @@ async def aload_model(
     strict: bool = True,
     verify: bool = True,
     local_files_only: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
 ) -> LazyStateDict | torch.nn.Module:
     """Load one model in a thread, for servers: as :func:`load_model`, but every tensor is made before it returns.
 
@@ -195,8 +223,19 @@ async def aload_model(
     filling = threading.Lock()
 
     def load() -> LazyStateDict | torch.nn.Module | None:
-        weights = open_family(family, registry=registry, local_files_only=local_files_only).load(
-            task, revision=revision, device=device, dtype=dtype, tier=tier, decode=decode, verify=verify
+        weights = load_model(
+            family,
+            task,
+            registry=registry,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            tier=tier,
+            decode=decode,
+            verify=verify,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+            token=token,
         )
         tensors = weights.materialize(stopped=stopped)
         with filling:

@@ -109,9 +109,21 @@ RECORDS = {
     "index?:[entry]+ actions:[action]+",
     "head": "uws=1 number:count tail?:[text]",
     "entry": "family:family architecture:hex digest:hex size_bytes:size",
-    "snapshot": "uws=1 kind=family family:family architecture:hex bases:[kept_basis] tasks:[kept_task]",
     "signature": "uws=1 kind=signature statement:statement key:hex signature:signed",
     "statement": "registry:nonce number:count sha256:hex family?:family",
+    "snapshot": "uws=1 kind=family family:family architecture:hex bases:[kept_basis] tasks:[kept_task] "
+    "verifications?:[kept_verification]+",
+    "verification_document": "uws=1 kind=verification registry:nonce family:family commit:count commit_sha256:hex "
+    "time:time tool:text200 signed_off_by?:signer compared:bool evaluation?:text400 ok:bool problems?:[problem] "
+    "more_problems?:count models:[verified]+",
+    "verified": "task:task version:count digest:hex ok:bool tiers:[held_tier] comparison?:comparison "
+    "problems?:[problem] more_problems?:count scores?:[examined]",
+    "problem": "kind:text64 where:text1024",
+    "comparison": "rel_error:positive mean_rel_error:positive worst_rel_error:positive worst_tensor?:name identical?:size",
+    "examined": "metric:text200 higher_is_better:bool n?:count max_drop?:positive sides:[scored_side]+",
+    "scored_side": "side:side_name value?:number drop?:number interval?:number,number",
+    "kept_verification": "digest:hex size_bytes:size ok:bool commit:count time:time",
+    "verification": "op=verification family:family digest:hex size_bytes:size ok:bool",
     "pending": "uws=1 kind:note prefixes?:[prefix]",
     "kept_basis": "digest:hex size_bytes:size commit:count",
     "kept_task": "task:task last_version:count versions:[kept_version] aliases:[alias_name,count]",
@@ -146,6 +158,7 @@ RECORDS = {
     f"n?:1..{2**63 - 1} evaluation:text400 purpose?:purpose max_drop?:positive paired?:paired",
     "paired": "mean:number low:number high:number",
 }
+OPERATIONS = ("family", "basis", "model", "alias", "delete", "verification")
 RANGES = {
     "count": f"1..{2**53}",
     "size": f"0..{2**53}",
@@ -159,7 +172,7 @@ DATE = "[0-9]{4}-(0[1-9]|1[0-2])-[0-3][0-9]"
 DEVICES = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$))"
 PATTERNS = {
     "text": (".*", 1 << 30),
-    **{f"text{longest}": (".*", longest) for longest in (64, 200, 400, 4096)},
+    **{f"text{longest}": (".*", longest) for longest in (64, 200, 400, 1024, 4096)},
     "hex": ("[0-9a-f]{64}", 64),
     "nonce": ("[0-9a-f]{32}", 32),
     "time": (DATE + r"T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z", 40),
@@ -167,10 +180,13 @@ PATTERNS = {
     "task": (r"[^\\@\x00-\x1f\x7f-\x9f]+", 200),
     "alias": ("[A-Za-z][A-Za-z0-9._-]*", 64),
     "signed": ("[0-9a-f]{128}", 128),
+    "signer": (r"[^\x00-\x1f\x7f-\x9f]+", 200),
+    "held_tier": ("compact|exact", 10),
+    "side_name": ("original|compact|exact|mean|basis-free", 10),
     "note": ("lease|tombstone|sweep", 10),
     "prefix": (
-        "families/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/(basis|models)/[0-9a-f]{64}|_log/snapshots/[0-9a-f]{64}[.]json",
-        200,
+        "families/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/((basis|models)/[0-9a-f]{64}|verifications/[0-9a-f]{64}[.]json)|_log/snapshots/[0-9a-f]{64}[.]json",
+        220,
     ),
     "alias_name": ("[A-Za-z][A-Za-z0-9._-]*", 64),
     "name": (".+", 1024),
@@ -189,6 +205,14 @@ MOST = {
     "[group]": MOST_TENSORS,
 }
 MOST |= {"[file]": 64, "[text200]": 64}
+MOST |= {
+    "[problem]": 16,
+    "[verified]+": MOST_TENSORS,
+    "[held_tier]": 2,
+    "[examined]": 64,
+    "[scored_side]+": 5,
+}
+MOST |= {"[kept_verification]+": 16}
 
 
 def check_value(kind: str, value: Json, where: str) -> None:
@@ -217,7 +241,7 @@ def check_value(kind: str, value: Json, where: str) -> None:
     elif kind == "bool":
         good = type(value) is bool
     elif kind == "action":
-        good = isinstance(value, dict) and value.get("op") in ("family", "basis", "model", "alias", "delete")
+        good = isinstance(value, dict) and value.get("op") in OPERATIONS
         if good:
             check_record(value["op"], value, where)
     else:
@@ -257,6 +281,7 @@ class Task:
 class Family:
     bases: list[str] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
+    verifications: list[tuple[str, int, bool]] = field(default_factory=list)  # digest, length, ok
 
 
 def read_file(path: Path, *, most_bytes: int, rule: str) -> bytes:
@@ -305,6 +330,12 @@ def fold(families: dict[str, Family], action: dict[str, Json]) -> None:
         return
     require(name in families, "R-FOLD-3", name)
     family = families[name]
+    if op == "verification":
+        held = [digest for digest, _, _ in family.verifications]
+        require(action["digest"] not in held, "R-FOLD-12", action["digest"])
+        made = (action["digest"], action["size_bytes"], action["ok"])
+        family.verifications = [*family.verifications, made][-16:]
+        return
     if op == "basis":
         require(action["revision"] == len(family.bases) + 1, "R-FOLD-4", f"revision {action['revision']}")
         family.bases.append(action["digest"])
@@ -329,6 +360,30 @@ def fold(families: dict[str, Family], action: dict[str, Json]) -> None:
     else:
         require(version not in task.aliases.values(), "R-FOLD-9", f"version {version} has an alias")
         del task.versions[version]
+
+
+def read_verification(registry: Path, family: str, action: tuple[str, int, bool]) -> dict[str, Json]:
+    """The record of a verification that the log names."""
+    digest, size_bytes, ok = action
+    path = registry / "families" / family / "verifications" / f"{digest}.json"
+    data = read_file(path, most_bytes=1 << 26, rule="R-VERIFY-1")
+    require(len(data) == size_bytes, "R-VERIFY-1", "length")
+    require(hashlib.sha256(data).hexdigest() == digest, "R-VERIFY-1", "digest")
+    record = load_json(data, most_bytes=1 << 26)
+    check_record("verification_document", record, "verification")
+    require((record["family"], record["ok"]) == (family, ok), "R-VERIFY-1", "family or ok")
+    tasks = [model["task"] for model in record["models"]]
+    require(tasks == sorted(set(tasks)), "R-VERIFY-2", "tasks")
+    for part in (record, *record["models"]):
+        wrong = bool(part.get("problems")) or not all(model["ok"] for model in part.get("models", ()))
+        require(part["ok"] != wrong, "R-VERIFY-2", "ok")
+        require("more_problems" not in part or len(part["problems"]) == 16, "R-VERIFY-2", "more")
+    for score in [score for model in record["models"] for score in model.get("scores", ())]:
+        sides = [side["side"] for side in score["sides"]]
+        require(len(set(sides)) == len(sides), "R-VERIFY-2", "sides")
+        ends = [side["interval"] for side in score["sides"] if "interval" in side]
+        require(all(low <= high for low, high in ends), "R-VERIFY-2", "interval")
+    return record
 
 
 def resolve(

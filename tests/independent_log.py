@@ -56,6 +56,8 @@ def read_snapshot(registry: Path, entry: dict[str, Json]) -> Family:
             aliases=dict(task["aliases"]),
             last=task["last_version"],
         )
+    for held in snapshot.get("verifications", ()):
+        fold({snapshot["family"]: family}, {**held, "op": "verification", "family": snapshot["family"]})
     return family
 
 

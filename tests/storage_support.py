@@ -17,7 +17,8 @@ from typing import Any
 from uws_store.errors import StorageError
 from uws_store.layout import REGISTRY_DOCUMENT
 from uws_store.metadata.log import Action, BasisAction, FamilyAction, ModelAction
-from uws_store.registry import Registry, RegistryState
+from uws_store.metadata.verification import VerificationDocument, VerifiedModel
+from uws_store.registry import Registry, RegistryState, publish_verification
 from uws_store.storage import LocalStorage, Storage
 from uws_store.storage.protocol import write_hints
 
@@ -193,6 +194,39 @@ def publish_and_die(url: str, point: int, *, halfway: bool) -> None:
     """Publish two models in one commit, and be killed at one of the calls that change the disk."""
     registry = Registry.open(url)
     registry.state()  # reading changes nothing and takes ever more calls as the log grows
+    die_at(point, halfway=halfway)
+    registry.publish(next_models("left", "right"))
+
+
+def record_and_die(url: str, point: int) -> None:
+    """Publish the record of a verification, and be killed at one of the calls that change the disk."""
+    registry = Registry.open(url)
+    registry.state()
+    die_at(point)
+    publish_verification(registry, record_of(registry))
+
+
+def record_of(
+    registry: Registry, family: str = "digits", *, time: str = "2026-01-01T00:00:00Z"
+) -> VerificationDocument:
+    """Make a record of a family, of one model that was as recorded."""
+    state = registry.state()
+    model = VerifiedModel(task="left", version=1, digest=DIGEST, ok=True, tiers=("compact",))
+    return VerificationDocument(
+        registry=registry.document.id,
+        family=family,
+        commit=state.number,
+        commit_sha256=state.sha256 or DIGEST,
+        time=time,
+        tool="test",
+        compared=False,
+        ok=True,
+        models=(model,),
+    )
+
+
+def die_at(point: int, *, halfway: bool = False) -> None:
+    """Be killed at one of the next calls that change the disk; with ``halfway``, in the middle of a write."""
     left = point
 
     def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,7 +244,6 @@ def publish_and_die(url: str, point: int, *, halfway: bool) -> None:
     os_write = os.write
     for name in ("open", "write", "fsync", "link", "unlink", "rename", "replace", "mkdir"):
         setattr(os, name, deadly(getattr(os, name)))
-    registry.publish(next_models("left", "right"))
 
 
 def publish_forever(url: str, answers: Connection) -> None:

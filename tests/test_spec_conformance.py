@@ -61,7 +61,17 @@ def test_the_independent_reader_names_only_rules_there_are() -> None:
 
 def test_every_rule_by_which_the_independent_reader_refuses_has_a_damage() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in TESTS.glob("independent_*.py"))
-    tables = [TESTS / f"test_spec_{name}.py" for name in ("invalid", "log", "files", "adapters")]
+    tables = [
+        TESTS / f"test_{name}.py"
+        for name in (
+            "spec_invalid",
+            "spec_log",
+            "spec_files",
+            "spec_adapters",
+            "spec_verification",
+            "exact_whole",
+        )
+    ]
     tried = set(RULE.findall("".join(path.read_text(encoding="utf-8") for path in tables)))
     assert set(RULE.findall(text)) - tried == set()
 

@@ -16,7 +16,7 @@ from independent_documents import check_record
 from spec_support import VECTORS, basis_folder, model_folder, read_commits, read_document
 from zoo_support import make_zoo
 
-from uws_store import add, build
+from uws_store import add, build, verify
 from uws_store.errors import FormatError
 from uws_store.metadata.document import Document
 from uws_store.metadata.log import HeadHint
@@ -46,6 +46,10 @@ def documents_of(registry: Path) -> list[tuple[str, Json]]:
         ("snapshot", json.loads(path.read_bytes()))
         for path in (registry / "_log" / "snapshots").glob("*.json")
     ]
+    found += [
+        ("verification", json.loads(path.read_bytes()))
+        for path in (registry / "families").glob("*/verifications/*.json")
+    ]
     for name, folder in (("basis", "basis"), ("model", "models")):
         found += [
             (name, read_document(path.parent))
@@ -64,6 +68,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry_module, "_CHECKPOINT_COMMITS", 1)
         add(folder / "new.safetensors", family="small", registry=str(folder / "registry"), exact=True)
+    verify("small", registry=str(folder / "registry"), record=True)
     return folder / "registry"
 
 

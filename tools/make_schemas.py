@@ -22,6 +22,7 @@ from uws_store.metadata.pending import PendingNote
 from uws_store.metadata.plan import PlanDocument
 from uws_store.metadata.signature import SignatureDocument
 from uws_store.metadata.snapshot import FamilySnapshot
+from uws_store.metadata.verification import VerificationDocument
 
 DOCUMENTS: Mapping[str, type[Document]] = {
     "basis": BasisDocument,
@@ -33,6 +34,7 @@ DOCUMENTS: Mapping[str, type[Document]] = {
     "registry": RegistryDocument,
     "signature": SignatureDocument,
     "snapshot": FamilySnapshot,
+    "verification": VerificationDocument,
 }
 """File stem to document."""
 

@@ -38,6 +38,7 @@ __all__ = [
     "shard_path",
     "signature_path",
     "snapshot_path",
+    "verification_path",
 ]
 
 REGISTRY_DOCUMENT = "uws.json"
@@ -95,6 +96,11 @@ def commit_number(path: str) -> int | None:
 def snapshot_path(digest: str) -> str:
     """Object of a family's snapshot."""
     return f"{LOG_PREFIX}/snapshots/{digest}.json"
+
+
+def verification_path(family: str, digest: str) -> str:
+    """Object of the record of a verification."""
+    return f"{FAMILIES_PREFIX}/{family}/verifications/{digest}.json"
 
 
 def pending_path(kind: str, nonce: str) -> str:

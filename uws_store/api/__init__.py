@@ -36,10 +36,12 @@ from uws_store.api.names import (
 )
 from uws_store.api.planning import plan, read_plan, save_plan
 from uws_store.api.publish import add, build
+from uws_store.api.recording import VerificationSummary
 from uws_store.api.restore import ExportResult, export, export_name, file_name_of
 from uws_store.api.results import AddResult, BuildResult, ExtendResult, ModelResult
 from uws_store.api.signatures import SignatureResult, check_signature, sign
-from uws_store.api.verification import ModelVerdict, VerifyResult, verify
+from uws_store.api.verdicts import ModelVerdict, VerifyResult
+from uws_store.api.verification import verify
 
 __all__ = [
     "AddResult",
@@ -60,6 +62,7 @@ __all__ = [
     "ModelVerdict",
     "MoveResult",
     "SignatureResult",
+    "VerificationSummary",
     "VerifyResult",
     "add",
     "aload_model",

@@ -10,6 +10,7 @@ from uws_store import layout
 from uws_store.api.adapters import AdapterSummary, summarise_adapter
 from uws_store.api.drift import Growth, growth_of
 from uws_store.api.family import open_family, open_registry
+from uws_store.api.recording import VerificationSummary, summarise_verification
 from uws_store.api.where import parse_condition, select
 from uws_store.basis import Basis
 from uws_store.errors import NotFoundError
@@ -40,6 +41,8 @@ class FamilySummary:
         Everything stored: all basis revisions; all versions of all models.
     growth : Growth or None
         How well the newest basis serves newer models; told by :func:`show` alone.
+    verification : VerificationSummary or None
+        The newest record of a verification; told by :func:`show` alone.
     """
 
     name: str
@@ -49,6 +52,7 @@ class FamilySummary:
     basis_bytes: int
     models_bytes: int
     growth: Growth | None = None
+    verification: VerificationSummary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +267,8 @@ def show(
     if task is None:
         rates = [model.bits_per_parameter for model in models]
         growth = growth_of(state, list(zip(entries, rates, strict=True)))
-        summary = replace(summary, growth=growth)
+        verification = summarise_verification(opened.registry, state)
+        summary = replace(summary, growth=growth, verification=verification)
     return summary, tuple(models)
 
 

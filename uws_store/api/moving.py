@@ -19,7 +19,15 @@ from uws_store.builder import Progress
 from uws_store.errors import FormatError, IncompatibleError, InvalidInputError
 from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.group import PLAIN_GROUP, to_group_bytes
-from uws_store.metadata.log import Action, AliasAction, BasisAction, DeleteAction, FamilyAction, ModelAction
+from uws_store.metadata.log import (
+    Action,
+    AliasAction,
+    BasisAction,
+    DeleteAction,
+    FamilyAction,
+    ModelAction,
+    VerificationAction,
+)
 from uws_store.model import read_document
 from uws_store.registry import (
     FamilyState,
@@ -28,6 +36,7 @@ from uws_store.registry import (
     Registry,
     RegistryState,
     TaskState,
+    VerificationEntry,
     split_task,
 )
 from uws_store.storage import Storage
@@ -103,7 +112,8 @@ def push(
     Only objects that are not there are transferred, so a transfer that was cut off goes on where it was; each is held
     to its digest before it is sent and again as the far end gives it back. Then names follow: in a registry that has
     no such task, versions keep their integers; in one that has, what is new gets its next versions. Aliases that are
-    not there are set, others are left and told. What a model's record says of its origin goes with it.
+    not there are set, others are left and told. What a model's record says of its origin goes with it, and with a whole
+    family the records of its verifications.
 
     Parameters
     ----------
@@ -202,8 +212,10 @@ def _move(
     with Publication(target.storage) as publication:
         transfer = _Transfer(source.storage, target.storage, publication)
         transfer.family(here, entries, whole=family not in target.state().families, progress=progress)
+        if task is None:
+            transfer.verifications(family, _newer_records(here, target.state()))
         publication.settle()
-        names, commits = _publish(target, here, entries, aliases=task is None, move_aliases=move_aliases)
+        names, commits = _publish(target, here, entries, whole=task is None, move_aliases=move_aliases)
     return MoveResult(
         family=family,
         source=source.url,
@@ -279,6 +291,13 @@ class _Transfer:
                     if progress is not None:
                         progress("transferring", done, len(groups))
 
+    def verifications(self, family: str, entries: Sequence[VerificationEntry]) -> None:
+        """Transfer the records of verifications."""
+        for entry in entries:
+            path = layout.verification_path(family, entry.digest)
+            fresh = self._bring(_Object(path, entry.size_bytes, entry.digest))
+            self.publication.stored(path, {"": entry.size_bytes}, reused=not fresh)
+
     def _objects(self, prefix: str) -> list[_Object]:
         """List a basis's or a model's objects by its record, which is checked; the group document last."""
         digest = prefix.rpartition("/")[2]
@@ -309,6 +328,14 @@ class _Transfer:
         return created
 
 
+def _newer_records(here: FamilyState, state: RegistryState) -> tuple[VerificationEntry, ...]:
+    """The verifications that came after the newest one that both registries have."""
+    there = state.families.get(here.name)
+    held = {entry.digest for entry in there.verifications} if there else set()
+    shared = [index for index, entry in enumerate(here.verifications) if entry.digest in held]
+    return here.verifications[shared[-1] + 1 :] if shared else here.verifications
+
+
 def _array_objects(prefix: str, records: Mapping[str, ArrayRecord | None]) -> Iterator[_Object]:
     for name, record in records.items():
         if record is None:
@@ -336,25 +363,32 @@ def _publish(
     here: FamilyState,
     entries: Sequence[ModelEntry],
     *,
-    aliases: bool,
+    whole: bool,
     move_aliases: bool,
 ) -> tuple[_Names, tuple[int, ...]]:
     """Let the names follow, in as few commits as they fit into."""
     commits: list[int] = []
-    whole: _Names | None = None
+    first: _Names | None = None
     while True:
         made: list[_Names] = []
 
         def actions(state: RegistryState, made: list[_Names] = made) -> Sequence[Action]:
             _require_architecture(here, state, here.name)
-            made.append(_translate(here, entries, state, aliases=aliases, move_aliases=move_aliases))
+            made.append(_translate(here, entries, state, aliases=whole, move_aliases=move_aliases))
+            if whole:
+                made[-1].actions += [
+                    VerificationAction(
+                        family=here.name, digest=entry.digest, size_bytes=entry.size_bytes, ok=entry.ok
+                    )
+                    for entry in _newer_records(here, state)
+                ]
             return made[-1].actions[: _cut(made[-1].actions)]
 
         if actions(target.state()):
             commits.append(target.publish(actions).number)
-        whole = whole or made[-1]
+        first = first or made[-1]
         if _cut(made[-1].actions) == len(made[-1].actions):
-            return whole, tuple(commits)
+            return first, tuple(commits)
 
 
 def _cut(actions: Sequence[Action]) -> int:
@@ -366,7 +400,7 @@ def _cut(actions: Sequence[Action]) -> int:
 
 
 def _task_of(action: Action) -> str | None:
-    return None if isinstance(action, FamilyAction | BasisAction) else action.task
+    return None if isinstance(action, FamilyAction | BasisAction | VerificationAction) else action.task
 
 
 def _translate(

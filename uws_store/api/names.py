@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 from uws_store.api.family import open_registry, resolve_in
 from uws_store.errors import InvalidInputError, NotFoundError
-from uws_store.metadata.log import Action, AliasAction, BasisAction, DeleteAction, FamilyAction, ModelAction
+from uws_store.metadata.log import (
+    Action,
+    AliasAction,
+    BasisAction,
+    DeleteAction,
+    FamilyAction,
+    ModelAction,
+    VerificationAction,
+)
 from uws_store.registry import Registry, RegistryState, TaskState, split_task
 
 __all__ = ["AliasResult", "DeleteResult", "LogEntry", "delete", "history", "remove_alias", "set_alias"]
@@ -293,3 +301,5 @@ def _in_words(action: Action) -> str:
             return f"{action.family}/{action.task}: alias {action.alias} is {action.version}"
         case DeleteAction():
             return f"{action.family}/{action.task}@{action.version} withdrawn"
+        case VerificationAction():
+            return f"{action.family}: verified, {'all as recorded' if action.ok else 'PROBLEMS FOUND'}"

@@ -1,6 +1,7 @@
 """Verification: what is stored is checked, compared with the originals, and scored where an evaluation is named.
 
-Joins the verifier, which looks at bytes and weights, with the evaluations. Changes nothing.
+Joins the verifier, which looks at bytes and weights, with the evaluations. Changes nothing, but for the record of what was
+found where one is asked for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ import torch
 from uws_store import layout
 from uws_store.api.cache import at_source
 from uws_store.api.family import Family, open_family, open_registry
+from uws_store.api.recording import publish_record, signer
+from uws_store.api.verdicts import ModelVerdict, VerifyResult
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
 from uws_store.errors import IncompatibleError, InvalidInputError, NotFoundError, Problem, UwsError
 from uws_store.fidelity import (
@@ -26,7 +29,6 @@ from uws_store.fidelity import (
     EvaluationFunction,
     Examined,
     Examiner,
-    FamilySide,
     ModuleFactory,
     UserExaminer,
     basis_free,
@@ -39,77 +41,13 @@ from uws_store.fidelity import (
 )
 from uws_store.loader import LazyStateDict, build_module
 from uws_store.model import Model, Tier
-from uws_store.registry import ModelEntry, Registry
+from uws_store.registry import FamilyState, ModelEntry, Registry, read_verification
 from uws_store.verifier import ModelReport, verify_basis, verify_model
 
 __all__ = ["ModelVerdict", "VerifyResult", "verify"]
 
 _CPU = torch.device("cpu")
 _MOST_WORKERS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class ModelVerdict:
-    """What verification found of one model.
-
-    Attributes
-    ----------
-    task : str
-        Its name.
-    version : int
-        Its version.
-    digest : str
-        Its content: SHA-256 of its document.
-    report : ModelReport
-        The findings.
-    safe_to_delete : bool
-        Whether the original was given and the exact tier was found bit-identical to all of it.
-    scores : tuple of Examined
-        With an evaluation: each metric, side by side; empty when it cannot score the task.
-    """
-
-    task: str
-    version: int
-    digest: str
-    report: ModelReport
-    safe_to_delete: bool
-    scores: tuple[Examined, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyResult:
-    """What verification found of a family.
-
-    Attributes
-    ----------
-    family : str
-        Its name.
-    basis_objects : int
-        Objects of its bases that were digested.
-    models : tuple of ModelVerdict
-        By task.
-    problems : tuple of Problem
-        What is wrong outside any one model.
-    not_compared : tuple of str
-        With originals given: tasks that have none there, such as models that were added later.
-    evaluation : str or None
-        What scored the models: name and hash.
-    scores : tuple of FamilySide
-        Means over the models, per metric and side.
-    """
-
-    family: str
-    basis_objects: int
-    models: tuple[ModelVerdict, ...]
-    problems: tuple[Problem, ...]
-    not_compared: tuple[str, ...] = ()
-    evaluation: str | None = None
-    scores: tuple[FamilySide, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing at all is wrong."""
-        return not self.problems and all(model.report.ok for model in self.models)
 
 
 def verify(
@@ -124,6 +62,8 @@ def verify(
     metric: str | None = None,
     higher_is_better: bool | None = None,
     workers: int = 1,
+    record: bool = False,
+    signed_off_by: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> VerifyResult:
     """Check a family, or one task: every object, every reconstructed tensor, the originals and scores where asked.
@@ -152,6 +92,10 @@ def verify(
         For evaluations that return a plain mapping of numbers.
     workers : int
         Models that are checked at a time, in threads. Evaluations run one at a time.
+    record : bool
+        Publish what was found as a record of the family, whatever it is: see :func:`uws_store.api.show`.
+    signed_off_by : str, optional
+        With ``record``: who stands for it, such as a name and an address.
     progress : callable, optional
         See :func:`uws_store.build`.
 
@@ -166,16 +110,22 @@ def verify(
         When there is no such registry, family, task, original, evaluation or data.
     InvalidInputError
         When the options do not go together, or the evaluation fails.
+    StorageError
+        With ``record``, when the registry cannot be published to; found out before anything is verified where it can be.
     """
+    signed_off_by = signer(signed_off_by, record=record)
     if not 1 <= workers <= _MOST_WORKERS:
         raise InvalidInputError(
             f"workers is from 1 to {_MOST_WORKERS}, not {workers}", kind="invalid-input/workers"
         )
     opened = open_family(family, registry=at_source(open_registry(registry)))
+    if record:
+        opened.registry.require_exclusive()
     examiner = _examiner(
         opened, evaluate, data=data, module=module, metric=metric, higher_is_better=higher_is_better
     )
-    state = opened.registry.state().family(family)
+    as_of = opened.registry.state()
+    state = as_of.family(family)
     entries = (
         [opened.resolve(task)]
         if task is not None
@@ -189,15 +139,33 @@ def verify(
     uncompared = (
         [entry.task for entry in entries if entry.task not in originals] if against is not None else []
     )
-    return VerifyResult(
+    result = VerifyResult(
         family=family,
         basis_objects=basis_objects,
         models=tuple(verdicts),
-        problems=problems,
+        problems=problems + _check_records(opened.registry, state),
         not_compared=tuple(uncompared),
         evaluation=examiner.identity if examiner else None,
         scores=summarise_sides((verdict.task, one) for verdict in verdicts for one in verdict.scores),
     )
+    if not record:
+        return result
+    digest = publish_record(
+        opened.registry, result, as_of=as_of, compared=against is not None, signed_off_by=signed_off_by
+    )
+    return replace(result, record=digest)
+
+
+def _check_records(registry: Registry, family: FamilyState) -> tuple[Problem, ...]:
+    """Read the records of earlier verifications."""
+    problems: list[Problem] = []
+    for entry in family.verifications:
+        try:
+            read_verification(registry.storage, family.name, entry)
+        except UwsError as error:
+            path = layout.verification_path(family.name, entry.digest)
+            problems.append(Problem(path, error.kind, error.message))
+    return tuple(problems)
 
 
 def _check_bases(opened: Family, digests: Iterable[str]) -> tuple[int, tuple[Problem, ...], frozenset[str]]:

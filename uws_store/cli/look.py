@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 
-from uws_store.api import FamilySummary, ModelSummary, list_families, list_models
+from uws_store.api import FamilySummary, ModelSummary, VerificationSummary, list_families, list_models
 from uws_store.api import show as api_show
 from uws_store.api.family import open_registry
 from uws_store.cli.command import split_model
@@ -119,6 +119,7 @@ def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iter
                 "the newest versions at the compact tier, and the basis",
             ),
             *(growth_facts(family.growth) if family.growth is not None else ()),
+            *(_verification_facts(family.verification) if family.verification is not None else ()),
         )
     )
     adapter = next((model.adapter for model in models if model.adapter is not None), None)
@@ -151,6 +152,25 @@ def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iter
             for model in models
         ),
     )
+
+
+def _verification_facts(held: VerificationSummary) -> Iterator[tuple[str, str, str]]:
+    by = f"signed off by {held.signed_off_by}" if held.signed_off_by is not None else "signed off by nobody"
+    yield "verified", f"{_minute(held.time)} UTC", f"{by}, with {held.tool}"
+    what = f"{counted(held.models, 'model')} at commit {held.commit}"
+    yield (
+        "",
+        "all as recorded" if held.ok else "PROBLEMS",
+        what + (" of the registry it came from" if held.elsewhere else ""),
+    )
+    if held.wrong:
+        yield (
+            "",
+            str(len(held.wrong)),
+            f"wrong: {', '.join(held.wrong[:5])}{', ...' if len(held.wrong) > 5 else ''}",
+        )
+    if held.unverified:
+        yield "", str(len(held.unverified)), "newest versions are not among them: uws-store verify --record"
 
 
 def _model_facts(model: ModelSummary) -> Iterator[tuple[str, str, str]]:

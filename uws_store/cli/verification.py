@@ -88,6 +88,8 @@ def _verify_parts(result: VerifyResult, *, compared: bool, safe: Sequence[str]) 
         yield "\n".join(f"  {problem} [{problem.kind}]" for problem in problems)
     else:
         yield f"checked {what}: all as recorded"
+    if result.record is not None:
+        yield f"\nrecorded as {result.record}"
     if result.not_compared:
         yield (
             f"\nwithout an original there, and so not compared ({len(result.not_compared)}): "

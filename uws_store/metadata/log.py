@@ -18,6 +18,7 @@ from uws_store.metadata.document import Document, Part
 from uws_store.names import check_family_name, check_task_name
 
 __all__ = [
+    "KEPT_VERIFICATIONS",
     "Action",
     "AliasAction",
     "AliasName",
@@ -35,10 +36,16 @@ __all__ = [
     "Sha256Hex",
     "SizeBytes",
     "TaskName",
+    "ToolVersion",
     "UtcTime",
+    "VerificationAction",
     "new_nonce",
     "utc_now",
 ]
+
+
+KEPT_VERIFICATIONS = 16
+"""A family has so many verifications, the newest; earlier ones are history."""
 
 
 def _family_name(value: str) -> str:
@@ -179,7 +186,17 @@ class DeleteAction(Part):
     version: Number
 
 
-Action = FamilyAction | BasisAction | ModelAction | AliasAction | DeleteAction
+class VerificationAction(Part):
+    """A family was verified; what was found stands in a record of its own."""
+
+    op: Literal["verification"] = "verification"
+    family: FamilyName
+    digest: Sha256Hex = Field(description="SHA-256 of the record.")
+    size_bytes: SizeBytes = Field(description="Length of the record.")
+    ok: bool = Field(description="Whether all was as recorded.")
+
+
+Action = FamilyAction | BasisAction | ModelAction | AliasAction | DeleteAction | VerificationAction
 """One change of a registry."""
 
 

@@ -12,9 +12,18 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from uws_store.metadata.document import Document, Part
-from uws_store.metadata.log import AliasName, FamilyName, Number, Sha256Hex, SizeBytes, TaskName, UtcTime
+from uws_store.metadata.log import (
+    KEPT_VERIFICATIONS,
+    AliasName,
+    FamilyName,
+    Number,
+    Sha256Hex,
+    SizeBytes,
+    TaskName,
+    UtcTime,
+)
 
-__all__ = ["FamilySnapshot", "SnapshotBasis", "SnapshotTask", "SnapshotVersion"]
+__all__ = ["FamilySnapshot", "SnapshotBasis", "SnapshotTask", "SnapshotVerification", "SnapshotVersion"]
 
 
 class SnapshotBasis(Part):
@@ -23,6 +32,16 @@ class SnapshotBasis(Part):
     digest: Sha256Hex
     size_bytes: SizeBytes
     commit: Number
+
+
+class SnapshotVerification(Part):
+    """One verification."""
+
+    digest: Sha256Hex
+    size_bytes: SizeBytes
+    ok: bool
+    commit: Number
+    time: UtcTime
 
 
 class SnapshotVersion(Part):
@@ -71,12 +90,18 @@ class FamilySnapshot(Document):
     architecture: Sha256Hex
     bases: tuple[SnapshotBasis, ...]
     tasks: Annotated[tuple[SnapshotTask, ...], Field(description="Sorted by code point.")]
+    verifications: (
+        Annotated[tuple[SnapshotVerification, ...], Field(min_length=1, max_length=KEPT_VERIFICATIONS)] | None
+    ) = Field(default=None, description="The newest, in their order; absent when there is none.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [task.task for task in self.tasks]
         if any(b <= a for a, b in itertools.pairwise(names)):
             raise ValueError("tasks are sorted and differ")
+        digests = [held.digest for held in self.verifications or ()]
+        if len(set(digests)) < len(digests):
+            raise ValueError("a verification stands twice")
         revisions = len(self.bases)
         for task in self.tasks:
             if any(version.basis_revision > revisions for version in task.versions):

@@ -11,8 +11,10 @@ from uws_store.registry.state import (
     ModelEntry,
     RegistryState,
     TaskState,
+    VerificationEntry,
     split_task,
 )
+from uws_store.registry.verifications import publish_verification, read_verification
 
 __all__ = [
     "BasisEntry",
@@ -24,6 +26,9 @@ __all__ = [
     "RegistryState",
     "Removal",
     "TaskState",
+    "VerificationEntry",
     "collect",
+    "publish_verification",
+    "read_verification",
     "split_task",
 ]

@@ -25,6 +25,7 @@ from uws_store.layout import (
     model_prefix,
     pending_path,
     snapshot_path,
+    verification_path,
 )
 from uws_store.metadata.log import Action, DeleteAction, new_nonce
 from uws_store.metadata.pending import PendingNote
@@ -42,14 +43,15 @@ LEAST_GRACE_S = 3600.0
 """The shortest grace period: a publication holds a lease well before."""
 
 _COLLECTED = re.compile(
-    r"^(families/[^/]+/(?:basis|models)/[0-9a-f]{64})/|^(_log/snapshots/[0-9a-f]{64}\.json)$"
+    r"^(families/[^/]+/(?:basis|models)/[0-9a-f]{64})/"
+    r"|^(_log/snapshots/[0-9a-f]{64}\.json|families/[^/]+/verifications/[0-9a-f]{64}\.json)$"
 )
 _DELETES_PER_COMMIT = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A basis, a model or a snapshot that nothing reaches.
+    """A basis, a model, a record of a verification or a snapshot that nothing reaches.
 
     Attributes
     ----------
@@ -259,7 +261,7 @@ def _withdraw(registry: Registry, versions: Sequence[tuple[str, str, int]]) -> l
 
 
 def _objects_of(storage: Storage) -> dict[str, _Found]:
-    """Group the registry's objects by the basis, model or snapshot they belong to; others are nobody's business."""
+    """Group the registry's objects by the basis, model, verification or snapshot they belong to; others are nobody's business."""
     found: dict[str, _Found] = {}
     for folder in (FAMILIES_PREFIX, f"{LOG_PREFIX}/snapshots"):
         for path in storage.list(folder):
@@ -270,11 +272,12 @@ def _objects_of(storage: Storage) -> dict[str, _Found]:
 
 
 def _reached(registry: Registry, *, without: set[tuple[str, str, int]]) -> set[str]:
-    """Everything that a basis revision, a version or the newest checkpoint names."""
+    """Everything that a basis revision, a version, a verification or the newest checkpoint names."""
     state, snapshots = registry.reachable()
     reached = {snapshot_path(digest) for digest in snapshots}
     for family in state.walk():
         reached |= {basis_prefix(family.name, basis.digest) for basis in family.bases.values()}
+        reached |= {verification_path(family.name, held.digest) for held in family.verifications}
         reached |= {
             model_prefix(family.name, entry.digest)
             for entry in family.models()

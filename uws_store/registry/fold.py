@@ -12,10 +12,26 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, assert_never
 
 from uws_store.errors import AlreadyExistsError, FormatError, InvalidInputError, NotFoundError, UwsError
-from uws_store.metadata.log import Action, AliasAction, BasisAction, DeleteAction, FamilyAction, ModelAction
+from uws_store.metadata.log import (
+    KEPT_VERIFICATIONS,
+    Action,
+    AliasAction,
+    BasisAction,
+    DeleteAction,
+    FamilyAction,
+    ModelAction,
+    VerificationAction,
+)
 from uws_store.names import collision_key
 from uws_store.registry.slots import Families, FamilySlot
-from uws_store.registry.state import BasisEntry, FamilyState, ModelEntry, RegistryState, TaskState
+from uws_store.registry.state import (
+    BasisEntry,
+    FamilyState,
+    ModelEntry,
+    RegistryState,
+    TaskState,
+    VerificationEntry,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +50,7 @@ class _FamilyDraft:
     bases: dict[int, BasisEntry]
     tasks: dict[str, TaskState]
     taken: dict[str, str]
+    verifications: tuple[VerificationEntry, ...] = ()
 
     def freeze(self) -> FamilyState:
         return FamilyState(
@@ -42,6 +59,7 @@ class _FamilyDraft:
             bases=_frozen(self.bases),
             tasks=_frozen(self.tasks),
             taken=_frozen(self.taken),
+            verifications=self.verifications,
         )
 
 
@@ -81,7 +99,7 @@ class Draft:
         Raises
         ------
         AlreadyExistsError
-            ``already-exists/family``; ``already-exists/name`` when names differ only as some disks do not tell.
+            ``already-exists/family``; ``already-exists/verification``; ``already-exists/name`` when names differ only as some disks do not tell.
         NotFoundError
             ``not-found/family``, ``not-found/task``, ``not-found/version``, ``not-found/basis``.
         InvalidInputError
@@ -102,6 +120,8 @@ class Draft:
                 self._set_alias(action)
             case DeleteAction():
                 self._delete(action)
+            case VerificationAction():
+                self._add_verification(action, commit=commit, time=time)
             case _:
                 assert_never(action)
 
@@ -132,6 +152,7 @@ class Draft:
                 bases=dict(state.bases),
                 tasks=dict(state.tasks),
                 taken=dict(state.taken),
+                verifications=state.verifications,
             )
         return draft
 
@@ -214,6 +235,16 @@ class Draft:
             )
         versions = {version: entry for version, entry in task.versions.items() if version != action.version}
         family.tasks[task.name] = replace(task, versions=_frozen(versions))
+
+    def _add_verification(self, action: VerificationAction, *, commit: int, time: str) -> None:
+        family = self._family(action.family)
+        if any(held.digest == action.digest for held in family.verifications):
+            raise AlreadyExistsError(
+                f"family {family.name!r} has the verification {action.digest} already",
+                kind="already-exists/verification",
+            )
+        entry = VerificationEntry(action.digest, action.size_bytes, action.ok, commit, time)
+        family.verifications = (*family.verifications, entry)[-KEPT_VERIFICATIONS:]
 
     def _task(self, family_name: str, name: str) -> tuple[_FamilyDraft, TaskState]:
         family = self._family(family_name)

@@ -112,14 +112,14 @@ class Publication:
                 self.storage.delete(self._lease)
 
     def stored(self, prefix: str, sizes: Mapping[str, int], *, reused: bool) -> None:
-        """Tell that the objects of a basis or a model are stored.
+        """Tell that the objects of a basis or a model are stored, or a single object.
 
         Parameters
         ----------
         prefix : str
-            Their folder.
+            Their folder; of a single object its path.
         sizes : Mapping of str to int
-            Path below it to bytes.
+            Path below it to bytes; of a single object the path is empty.
         reused : bool
             Whether one of them was there already.
         """
@@ -146,15 +146,16 @@ class Publication:
         self._await_sweeps()
         for prefix, sizes in self._sizes.items():
             for path, size_bytes in sizes.items():
-                if self.storage.size(f"{prefix}/{path}") != size_bytes:
+                where = f"{prefix}/{path}" if path else prefix
+                if self.storage.size(where) != size_bytes:
                     raise StorageError(
-                        f"{self.storage.url}/{prefix}/{path} was there and is gone: a garbage collection ran "
+                        f"{self.storage.url}/{where} was there and is gone: a garbage collection ran "
                         "meanwhile; publish again",
                         kind="storage/collected",
                     )
             if prefix in self._reused:
                 # Written again as it is: so a collector that had found it unreachable begins anew to wait.
-                path = f"{prefix}/{GROUP_PATH}"
+                path = prefix if "" in sizes else f"{prefix}/{GROUP_PATH}"
                 self.storage.put(path, self.storage.read(path))
 
     def _is_slow(self) -> bool:

@@ -215,7 +215,7 @@ class Registry:
         FormatError
             When the log cannot be read.
         """
-        self._require_exclusive()
+        self.require_exclusive()
         nonce = new_nonce()
         for attempt in range(_MAX_ATTEMPTS):
             if attempt:
@@ -315,8 +315,14 @@ class Registry:
             return read_on(self.storage, found, look_beyond=False)
         return read_on(self.storage, View(), look_beyond=True)
 
-    def _require_exclusive(self) -> None:
-        """Refuse to publish where another's commit could be overwritten; asked once, with one request."""
+    def require_exclusive(self) -> None:
+        """Refuse to publish where another's commit could be overwritten; asked once, with one request.
+
+        Raises
+        ------
+        StorageError
+            When the storage ignores conditions (``storage/not-exclusive``), cannot be written to, or fails.
+        """
         if not self._is_exclusive and self.document.writers != "one":
             require_exclusive(self.storage, REGISTRY_DOCUMENT, self.document.to_bytes())
         self._is_exclusive = True

@@ -12,10 +12,23 @@ from typing import TYPE_CHECKING
 from uws_store.errors import FormatError
 from uws_store.layout import snapshot_path
 from uws_store.metadata.log import IndexEntry
-from uws_store.metadata.snapshot import FamilySnapshot, SnapshotBasis, SnapshotTask, SnapshotVersion
+from uws_store.metadata.snapshot import (
+    FamilySnapshot,
+    SnapshotBasis,
+    SnapshotTask,
+    SnapshotVerification,
+    SnapshotVersion,
+)
 from uws_store.names import collision_key
 from uws_store.registry.slots import Families
-from uws_store.registry.state import BasisEntry, FamilyState, ModelEntry, RegistryState, TaskState
+from uws_store.registry.state import (
+    BasisEntry,
+    FamilyState,
+    ModelEntry,
+    RegistryState,
+    TaskState,
+    VerificationEntry,
+)
 
 if TYPE_CHECKING:
     from uws_store.storage import Storage
@@ -52,6 +65,17 @@ def snapshot_of(family: FamilyState) -> FamilySnapshot:
             )
             for name, task in sorted(family.tasks.items())
         ),
+        verifications=tuple(
+            SnapshotVerification(
+                digest=held.digest,
+                size_bytes=held.size_bytes,
+                ok=held.ok,
+                commit=held.commit,
+                time=held.time,
+            )
+            for held in family.verifications
+        )
+        or None,
     )
 
 
@@ -92,6 +116,10 @@ def family_of(snapshot: FamilySnapshot) -> FamilyState:
         bases=MappingProxyType(bases),
         tasks=MappingProxyType(tasks),
         taken=MappingProxyType({collision_key(name): name for name in tasks}),
+        verifications=tuple(
+            VerificationEntry(held.digest, held.size_bytes, held.ok, held.commit, held.time)
+            for held in snapshot.verifications or ()
+        ),
     )
 
 

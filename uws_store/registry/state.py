@@ -17,7 +17,15 @@ from uws_store.registry.slots import Families
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["BasisEntry", "FamilyState", "ModelEntry", "RegistryState", "TaskState", "split_task"]
+__all__ = [
+    "BasisEntry",
+    "FamilyState",
+    "ModelEntry",
+    "RegistryState",
+    "TaskState",
+    "VerificationEntry",
+    "split_task",
+]
 
 _LONGEST_VERSION = 16  # digits of 2^53
 _SHOWN_NAMES = 8
@@ -84,6 +92,31 @@ class ModelEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class VerificationEntry:
+    """One verification of a family.
+
+    Attributes
+    ----------
+    digest : str
+        Where its record stands: :func:`uws_store.layout.verification_path`.
+    size_bytes : int
+        The record's length.
+    ok : bool
+        Whether all was as recorded.
+    commit : int
+        The commit that published it.
+    time : str
+        When, by the publisher's clock (RFC 3339, UTC).
+    """
+
+    digest: str
+    size_bytes: int
+    ok: bool
+    commit: int
+    time: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskState:
     """One task of a family.
 
@@ -126,6 +159,8 @@ class FamilyState:
         Every task that ever had a version.
     taken : Mapping[str, str]
         The task that holds each collision key.
+    verifications : tuple of VerificationEntry
+        The newest, in the order they were published.
     """
 
     name: str
@@ -133,6 +168,7 @@ class FamilyState:
     bases: Mapping[int, BasisEntry]
     tasks: Mapping[str, TaskState]
     taken: Mapping[str, str]
+    verifications: tuple[VerificationEntry, ...] = ()
 
     @property
     def latest_basis(self) -> BasisEntry | None:

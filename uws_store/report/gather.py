@@ -12,14 +12,23 @@ import numpy.typing as npt
 
 from uws_store import layout
 from uws_store.basis import Basis
-from uws_store.fidelity import FamilyScore, ModelScore, summarise
+from uws_store.fidelity import (
+    Examined,
+    FamilyScore,
+    FamilySide,
+    ModelScore,
+    SideScore,
+    summarise,
+    summarise_sides,
+)
 from uws_store.metadata.basis import BasisDocument
 from uws_store.metadata.model import ModelDocument
+from uws_store.metadata.verification import ExaminedRecord, VerificationDocument
 from uws_store.model import read_document
-from uws_store.registry import ModelEntry, Registry
+from uws_store.registry import FamilyState, ModelEntry, Registry, read_verification
 from uws_store.report.spectrum import ModeSpectrum, mode_spectrum
 
-__all__ = ["BasisView", "ByteShares", "FamilyView", "ModelView", "gather"]
+__all__ = ["BasisView", "ByteShares", "FamilyView", "ModelView", "VerificationView", "gather"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +130,34 @@ class ModelView:
 
 
 @dataclass(frozen=True, slots=True)
+class VerificationView:
+    """The newest record of a verification.
+
+    Attributes
+    ----------
+    digest : str
+        Its name.
+    commit : int
+        The commit that published it here.
+    document : VerificationDocument
+        What it says.
+    elsewhere : bool
+        Whether it tells of another registry, from which it came.
+    scores : tuple of FamilySide
+        Means over its models, per metric and side.
+    unverified : tuple of str
+        Tasks whose newest version is not in it.
+    """
+
+    digest: str
+    commit: int
+    document: VerificationDocument
+    elsewhere: bool
+    scores: tuple[FamilySide, ...]
+    unverified: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FamilyView:
     """A family as a report shows it.
 
@@ -142,6 +179,8 @@ class FamilyView:
         By task.
     scores : tuple of FamilyScore
         Means over the models.
+    verification : VerificationView or None
+        The newest record of a verification.
     """
 
     name: str
@@ -156,6 +195,7 @@ class FamilyView:
     bases: tuple[BasisView, ...]
     models: tuple[ModelView, ...]
     scores: tuple[FamilyScore, ...]
+    verification: VerificationView | None = None
 
     @property
     def bits(self) -> npt.NDArray[np.float64]:
@@ -215,18 +255,55 @@ def gather(registry: Registry, family: str) -> FamilyView:
         ),
         models=tuple(models),
         scores=summarise((model.task, score) for model in models for score in model.scores),
+        verification=_verification(registry, state, entries),
+    )
+
+
+def _verification(
+    registry: Registry, state: FamilyState, entries: list[ModelEntry]
+) -> VerificationView | None:
+    if not state.verifications:
+        return None
+    entry = state.verifications[-1]
+    document = read_verification(registry.storage, state.name, entry)
+    held = {model.digest for model in document.models}
+    return VerificationView(
+        digest=entry.digest,
+        commit=entry.commit,
+        document=document,
+        elsewhere=document.registry != registry.document.id,
+        scores=summarise_sides(
+            (model.task, _examined(score, document.evaluation or ""))
+            for model in document.models
+            for score in model.scores
+        ),
+        unverified=tuple(entry.task for entry in entries if entry.digest not in held),
+    )
+
+
+def _examined(record: ExaminedRecord, evaluation: str) -> Examined:
+    return Examined(
+        metric=record.metric,
+        evaluation=evaluation,
+        higher_is_better=record.higher_is_better,
+        n=record.n,
+        sides=tuple(SideScore(side.side, side.value, side.drop, side.interval) for side in record.sides),
+        max_drop=record.max_drop,
     )
 
 
 def _bytes_of(entry: ModelEntry, document: ModelDocument) -> dict[str, int]:
+    arrays = document.arrays
     residual = sum(
         array.size_bytes + len(layout.array_metadata(array))
-        for width in (16, 32, 64)
-        if (array := document.residual(width)) is not None
+        for name, array in arrays.items()
+        if name == "gauge" or name.startswith("residual")
     )
     core = document.core.size_bytes if document.core else 0
     # What is kept byte for byte: private tensors, and the files that lay beside the weights.
-    private = sum(array.size_bytes for array in (document.private_bytes, document.file_bytes) if array)
+    private = sum(
+        array.size_bytes for name, array in arrays.items() if name == "files" or name.startswith("private")
+    )
     return {
         "core": core,
         "private": private,
@@ -238,6 +315,7 @@ def _bytes_of(entry: ModelEntry, document: ModelDocument) -> dict[str, int]:
 
 def _model_view(entry: ModelEntry, document: ModelDocument, basis: Basis, own: dict[str, int]) -> ModelView:
     kept = {record.name for record in document.private} | set(document.absent)
+    kept.update(name for index in document.private_groups for name in basis.groups[index].names)
     coded = [name for name in basis.table if name in basis.slots and name not in kept]
     return ModelView(
         task=entry.task,

@@ -21,6 +21,13 @@ __all__ = ["Plot", "render"]
 
 _WORST_TENSORS = 10
 _SIXTEENTH = 1 / 16
+_SIDES = {
+    "original": "original",
+    "compact": "compact",
+    "exact": "exact",
+    "mean": "mean only",
+    "basis-free": "basis-free, same bits",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,8 @@ def render(view: FamilyView) -> str:
     plots = {name: Plot(svg, words[name]) for name in PLOTS if (svg := draw(view, name)) is not None}
     return environment.get_template("page.html.j2").render(
         view=view,
+        verified=view.verification,
+        sides=_SIDES,
         plots=plots,
         worst=_worst_tensors(view),
         sixteenth=_SIXTEENTH,

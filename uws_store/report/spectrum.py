@@ -99,7 +99,7 @@ def chance_shares(count: int, ratio: float) -> npt.NDArray[np.float64]:
     cumulated *= support / cumulated[-1]
     places = (np.arange(count) + 0.5) / count
     values = np.asarray(np.interp(places - (1 - support), cumulated, at), np.float64)
-    values[places < 1 - support] = 0.0
+    values[:-1][places[:-1] < 1 - support] = 0.0  # the largest is that of some change, however few there are
     return np.ascontiguousarray(values[::-1])
 
 

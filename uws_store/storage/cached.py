@@ -30,7 +30,8 @@ __all__ = ["CacheFolder", "CachedFile", "CachedStorage"]
 
 # What a digest names: all below it follows from the group document that has the digest.
 _NAMED = re.compile(
-    r"^(?:families/[^/]+/(?:basis|models)/([0-9a-f]{64})/(.+)|_log/snapshots/([0-9a-f]{64})\.json)$"
+    r"^(?:families/[^/]+/(?:basis|models)/([0-9a-f]{64})/(.+)"
+    r"|(?:_log/snapshots|families/[^/]+/verifications)/([0-9a-f]{64})\.json)$"
 )
 _DIGEST_BYTES = 32
 _TRIM_AFTER = 0.05  # of the limit, added by this process

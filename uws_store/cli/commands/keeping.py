@@ -118,7 +118,6 @@ def card(
     "sign",
     Example("uws-store sign vit-digits --key key.pem", "what the family is now"),
     Example("uws-store sign --key key.pem", "the whole registry"),
-    Example("uws-store verify vit-digits --signature key.pub", "and what it is held to later"),
 )
 @click.argument("family", required=False)
 @click.option("--key", required=True, metavar="PATH", help="A PEM file with an Ed25519 private key.")

@@ -20,6 +20,7 @@ __all__ = ["export", "verify"]
     Example("uws-store verify vit-digits --against zoo/ --eval score.py:f", "and the scores, side by side"),
     Example("uws-store verify vits --eval accuracy --data test.npz", "accuracy on labelled examples"),
     Example("uws-store verify llamas --eval logits", "agreement with the original, without labels"),
+    Example("uws-store verify vits --record --signed-off-by Jo", "and what was found, kept with the family"),
 )
 @click.argument("family")
 @click.argument("task", required=False)
@@ -64,6 +65,12 @@ __all__ = ["export", "verify"]
     metavar="PATH",
     help="Hold the family to its signature first: a PEM file with the Ed25519 public key of whoever is trusted.",
 )
+@click.option(
+    "--record", is_flag=True, help="Publish what was found, whatever it is, as a record of the family."
+)
+@click.option(
+    "--signed-off-by", metavar="NAME", help="With --record: who stands for it. Nobody is asked to prove it."
+)
 def verify(
     *,
     family: str,
@@ -79,7 +86,7 @@ def verify(
     The exit code is 1 when anything is wrong or a promise on record is broken. With --against, each model's relative
     error is measured anew and shown beside that of the zoo's mean alone, which is the control; and the originals are
     listed that are safe to delete because the registry gives them back bit-identical. With --eval, the original is
-    taken from --against, else from the exact tier.
+    taken from --against, else from the exact tier. With --record, `show`, `log` and `report` tell what was found.
     """
     from uws_store.cli.verification import run_verify
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from uws_store.api.options import choose_fidelity, expected
 from uws_store.builder import BasisBuilder, Members, Progress, available_bytes, parse_bytes
 from uws_store.builder.planning import PLAN_KIND
-from uws_store.checkpoint import scan_zoo
+from uws_store.checkpoint import Renaming, scan_zoo
 from uws_store.errors import InvalidInputError, StorageError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.metadata.plan import PlanDocument
@@ -25,6 +26,7 @@ def plan(
     expect_models: int | None = None,
     max_decode_flops_per_weight: float | None = None,
     skip_mismatched: bool = False,
+    rename: str | Path | Mapping[str, object] | None = None,
     executor: str | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
@@ -34,7 +36,7 @@ def plan(
 
     Parameters
     ----------
-    zoo, bits, rel_error, change_error, max_drop, expect_models, max_decode_flops_per_weight, skip_mismatched
+    zoo, bits, rel_error, change_error, max_drop, expect_models, max_decode_flops_per_weight, skip_mismatched, rename
         See :func:`uws_store.build`. With ``max_drop`` nothing is evaluated: the plan is for the step where the search
         would begin.
     executor, workers, memory, progress
@@ -55,7 +57,7 @@ def plan(
     fidelity = choose_fidelity(bits=bits, rel_error=rel_error, change_error=change_error, max_drop=max_drop)
     spec = ExecutorSpec.parse(executor, workers=workers)
     with (
-        Members(scan_zoo(Path(zoo)), skip_mismatched=skip_mismatched) as members,
+        Members(scan_zoo(Path(zoo)), skip_mismatched=skip_mismatched, rename=Renaming.of(rename)) as members,
         Workers(spec) as pool,
     ):
         projection = members.projected_memory(exact=False, shares_memory=spec.shares_memory)

@@ -44,7 +44,7 @@ from uws_store.builder import (
     piece_name,
     resumed,
 )
-from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo, task_of
+from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, scan_zoo, task_of
 from uws_store.config import cache_folder
 from uws_store.errors import AlreadyExistsError, IncompatibleError, InvalidInputError, NotFoundError
 from uws_store.executors import ExecutorSpec, Workers
@@ -88,6 +88,7 @@ def build(
     max_decode_flops_per_weight: float | None = None,
     skip_mismatched: bool = False,
     base: str | Path | None = None,
+    rename: str | Path | Mapping[str, object] | None = None,
     executor: str | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
@@ -139,6 +140,10 @@ def build(
     base : str or Path, optional
         For adapters: the checkpoint of the model they were trained on. Its digest stands in the family's record; the
         path that adapters name is never opened.
+    rename : str, Path or Mapping, optional
+        Tensors of checkpoints that go by other names than the family's: a map from the one to the other, or one such map
+        per task, or a JSON file with it. A map that is for no one task is for the checkpoints that have its names. The
+        family's names are stored and given back; the record says by which map.
     executor : str, optional
         Where the work runs: ``"threads"`` (the default), ``"serial"``, ``"processes"``, ``"dask"`` for a Dask cluster on
         this machine or ``"dask://host:port"``. The stored bytes do not depend on it.
@@ -194,6 +199,7 @@ def build(
             scan_zoo(zoo),
             skip_mismatched=skip_mismatched,
             base=Path(base) if base is not None else None,
+            rename=Renaming.of(rename),
         ) as members,
         Workers(spec) as pool,
         contextlib.ExitStack() as held,
@@ -299,6 +305,7 @@ def add(
     on_miss: OnMiss = "refuse",
     exact: bool = False,
     exact_overhead: float = EXACT_OVERHEAD,
+    rename: str | Path | Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> AddResult:
     """Add a checkpoint to a family, onto its newest basis; no byte that is stored already changes.
@@ -321,6 +328,8 @@ def add(
     exact : bool
         Also store what makes every tensor bit-identical.
     exact_overhead : float
+        See :func:`build`.
+    rename : str, Path or Mapping, optional
         See :func:`build`.
     progress : callable, optional
         See :func:`build`.
@@ -355,7 +364,8 @@ def add(
         per_model=evaluate is not None and option_of(basis, "per-model") == "yes",
         on_miss=on_miss,
     )
-    with open_checkpoint(path) as source:
+    with open_checkpoint(path) as found:
+        source = _under_names(found, Renaming.of(rename), task=name)
         require_architecture(basis, source, family)
         require_base(basis, source, family)
         basis.prefetch()
@@ -384,6 +394,14 @@ def add(
         model=encoding.result(name, model, version=published.version, read=source.notices, remarks=remarks),
         commit=commit.number,
     )
+
+
+def _under_names(checkpoint: Checkpoint, rename: Renaming | None, *, task: str) -> Checkpoint:
+    if rename is None:
+        return checkpoint
+    found = rename.apply(task, checkpoint)
+    rename.require_used({task: found})
+    return found
 
 
 def _require_new(state: RegistryState, family: str) -> None:

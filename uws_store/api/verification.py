@@ -20,7 +20,7 @@ from uws_store.api.cache import at_source
 from uws_store.api.family import Family, open_family, open_registry
 from uws_store.api.recording import publish_record, signer
 from uws_store.api.verdicts import ModelVerdict, VerifyResult
-from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
+from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, scan_zoo
 from uws_store.errors import IncompatibleError, InvalidInputError, NotFoundError, Problem, UwsError
 from uws_store.fidelity import (
     BUILT_IN,
@@ -56,6 +56,7 @@ def verify(
     *,
     registry: str | Registry | None = None,
     against: str | Path | None = None,
+    rename: str | Path | Mapping[str, object] | None = None,
     evaluate: str | EvaluationFunction | None = None,
     data: str | Path | None = None,
     module: str | ModuleFactory | None = None,
@@ -78,6 +79,8 @@ def verify(
         Where it lies.
     against : str or Path, optional
         The zoo of originals, or for one task its checkpoint.
+    rename : str, Path or Mapping, optional
+        With ``against``: the map of names that the family was built with, or the model added; see :func:`uws_store.build`.
     evaluate : str or callable, optional
         Score every model: ``package.module:function`` or ``file.py:function`` as in :func:`uws_store.build`, or a
         built-in evaluation, ``accuracy`` or ``logits``. Compared are the original (from ``against``, else from the exact
@@ -114,6 +117,11 @@ def verify(
         With ``record``, when the registry cannot be published to; found out before anything is verified where it can be.
     """
     signed_off_by = signer(signed_off_by, record=record)
+    renaming = Renaming.of(rename)
+    if renaming is not None and against is None:
+        raise InvalidInputError(
+            "a map of names is for originals; name them: against= (--against)", kind="invalid-input/rename"
+        )
     if not 1 <= workers <= _MOST_WORKERS:
         raise InvalidInputError(
             f"workers is from 1 to {_MOST_WORKERS}, not {workers}", kind="invalid-input/workers"
@@ -133,7 +141,7 @@ def verify(
     )
     basis_objects, problems, damaged = _check_bases(opened, {entry.basis_digest for entry in entries})
     with ExitStack() as stack:
-        originals = _originals(against, entries, stack)
+        originals = _renamed(_originals(against, entries, stack), renaming)
         work = _Work(opened, originals, examiner, damaged)
         verdicts = _all_verdicts(work, entries, workers=workers, progress=progress)
     uncompared = (
@@ -371,6 +379,14 @@ def _assembler(family: Family, module: str | ModuleFactory | None) -> Assembler:
 def _failed(entry: ModelEntry, problem: Problem) -> ModelVerdict:
     report = ModelReport(0, 0, (), 0.0, None, (problem,))
     return ModelVerdict(entry.task, entry.version, entry.digest, report, safe_to_delete=False)
+
+
+def _renamed(originals: Mapping[str, Checkpoint], renaming: Renaming | None) -> Mapping[str, Checkpoint]:
+    if renaming is None:
+        return originals
+    found = {task: renaming.apply(task, checkpoint) for task, checkpoint in originals.items()}
+    renaming.require_used(found)
+    return found
 
 
 def _originals(

@@ -23,7 +23,7 @@ from uws_store.builder.files import own_files, pack_files
 from uws_store.builder.products import Form
 from uws_store.builder.transform import Analysis
 from uws_store.canonical import Step
-from uws_store.checkpoint import Checkpoint, TensorInfo
+from uws_store.checkpoint import RENAME_KEY, Checkpoint, TensorInfo
 from uws_store.dtypes import DTYPES
 from uws_store.errors import InvalidInputError
 from uws_store.executors import one_thread
@@ -460,4 +460,4 @@ def _source_metadata(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
     """The checkpoint's own metadata, as long as it is small: licences travel, training logs do not."""
     pairs = tuple(sorted(checkpoint.metadata.items()))
     size = sum(len(key.encode()) + len(value.encode()) for key, value in pairs)
-    return pairs if size <= _SOURCE_METADATA_BYTES else ()
+    return pairs if size <= _SOURCE_METADATA_BYTES else tuple(pair for pair in pairs if pair[0] == RENAME_KEY)

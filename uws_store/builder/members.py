@@ -21,7 +21,7 @@ from uws_store.builder.products import choose_form, find_products, largest_start
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.survey import Surveyed, SurveyJob, TensorSurvey, survey_tensor
 from uws_store.builder.work import WorkFolder, resumed
-from uws_store.checkpoint import Checkpoint, ZooMember, open_checkpoint
+from uws_store.checkpoint import Checkpoint, Names, RenamedCheckpoint, Renaming, ZooMember, open_checkpoint
 from uws_store.config import tool_version
 from uws_store.errors import IncompatibleError, InvalidInputError
 from uws_store.executors import Workers
@@ -48,9 +48,13 @@ class Members:
         Leave out members of another architecture instead of refusing the zoo.
     base : Path, optional
         The checkpoint that adapters were trained on, for its digest.
+    rename : Renaming, optional
+        Tensors that are to go by other names.
 
     Raises
     ------
+    InvalidInputError
+        When the map of names is for none of them (``invalid-input/rename``).
     IncompatibleError
         When members are of different architectures, or adapters of different base models
         (``incompatible/base-model``).
@@ -63,10 +67,14 @@ class Members:
         also: Mapping[str, Checkpoint] | None = None,
         skip_mismatched: bool = False,
         base: Path | None = None,
+        rename: Renaming | None = None,
     ) -> None:
         with ExitStack() as stack:
-            opened = dict(also or {})
-            opened |= {member.task: stack.enter_context(open_checkpoint(member.place)) for member in zoo}
+            mine = {member.task: stack.enter_context(open_checkpoint(member.place)) for member in zoo}
+            if rename is not None:
+                mine = {task: rename.apply(task, checkpoint) for task, checkpoint in mine.items()}
+                rename.require_used(mine)
+            opened = {**(also or {}), **mine}
             paths = {task: checkpoint.source for task, checkpoint in opened.items()}
             paths |= {member.task: member.url or str(member.path) for member in zoo}
             products = find_products(opened)
@@ -77,7 +85,7 @@ class Members:
             matched = {member.task for member in report.matched}
             self.checkpoints = ZooFiles(
                 [
-                    Place(task, paths[task], opened[task].identity())
+                    Place(task, paths[task], opened[task].identity(), _names_of(opened[task]))
                     for task in sorted(opened)
                     if task in matched
                 ],
@@ -277,6 +285,10 @@ def _digest_of_base(base: Path | None) -> str | None:
         return None
     with open_checkpoint(base) as checkpoint:
         return checkpoint.sha256()
+
+
+def _names_of(checkpoint: Checkpoint) -> Names:
+    return checkpoint.names if isinstance(checkpoint, RenamedCheckpoint) else ()
 
 
 def _sha256_of(job: tuple[ZooFiles, str]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from uws_store.builder.products import FactorPlace, Products
-from uws_store.checkpoint import Checkpoint, open_checkpoint
+from uws_store.checkpoint import Checkpoint, Names, open_checkpoint, renamed
 from uws_store.errors import InvalidInputError, UwsError
 
 __all__ = ["Place", "ZooFiles"]
@@ -36,11 +36,14 @@ class Place:
         What opens it.
     identity : str
         As of :meth:`uws_store.checkpoint.Checkpoint.identity`.
+    names : tuple of (str, str)
+        Names of its own and what they are to be called.
     """
 
     task: str
     path: str
     identity: str
+    names: Names = ()
 
 
 class ZooFiles(Mapping[str, Checkpoint]):
@@ -175,7 +178,7 @@ def _opened_here(place: Place) -> Checkpoint:
         if found is not None:
             _HERE.move_to_end(place)
             return found
-    found = open_checkpoint(place.path)
+    found = renamed(open_checkpoint(place.path), place.names)
     if found.identity() != place.identity:
         found.close()
         raise InvalidInputError(

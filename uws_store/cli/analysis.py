@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,14 +30,23 @@ _MODES = {
 }
 
 
-def run_analyze(zoo: str, *, plot: str | None, overwrite: bool, output: Output) -> None:
+def run_analyze(
+    zoo: str, *, plot: str | None, rename_out: str | None, overwrite: bool, output: Output
+) -> None:
     """Analyse a zoo."""
     if plot is not None:
         _check_plot(Path(plot), overwrite=overwrite)
+    if rename_out is not None:
+        _require_free(Path(rename_out), overwrite=overwrite)
     with progress(output) as report:
         analysis = api_analyze(zoo, progress=report)
     if plot is not None:
         _draw(analysis, Path(plot))
+    if rename_out is not None:
+        _write_names(analysis, Path(rename_out))
+        output.notice(
+            f"wrote {rename_out}: shapes and order alone suggest it; check the names before you build"
+        )
     if output.as_json:
         document = as_plain(analysis)
         assert isinstance(document, dict)
@@ -55,6 +65,29 @@ def run_analyze(zoo: str, *, plot: str | None, overwrite: bool, output: Output) 
 def _check_plot(path: Path, *, overwrite: bool) -> None:
     if path.suffix not in {".svg", ".png", ".pdf"}:
         raise InvalidInputError(f"{path}: a plot is .svg, .png or .pdf", kind="invalid-input/plot")
+    _require_free(path, overwrite=overwrite)
+
+
+def _write_names(analysis: ZooAnalysis, path: Path) -> None:
+    """Write the map of each task whose tensors are those of the largest group under other names."""
+    names = {
+        task: dict(group.rename)
+        for group in analysis.architectures
+        if group.renamed_from == 0
+        for task in group.tasks
+    }
+    if not names:
+        raise InvalidInputError(
+            "no checkpoint has the shapes of the others under other names: there is no map to suggest",
+            kind="invalid-input/rename",
+        )
+    try:
+        path.write_text(json.dumps(names, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}", kind="storage/io") from error
+
+
+def _require_free(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise AlreadyExistsError(
             f"{path} is there already; name another file, or give --overwrite", kind="already-exists/file"

@@ -59,6 +59,7 @@ def run_build(
     max_decode_flops_per_weight: float | None,
     plan: str | None,
     skip_mismatched: bool,
+    rename: str | None,
     executor: str | None,
     workers: int | None,
     memory: str | None,
@@ -85,6 +86,7 @@ def run_build(
             max_decode_flops_per_weight=max_decode_flops_per_weight,
             plan=plan,
             skip_mismatched=skip_mismatched,
+            rename=rename,
             executor=executor,
             workers=workers,
             memory=memory,
@@ -118,6 +120,7 @@ def run_add(
     task: str | None,
     exact: bool,
     exact_overhead: float,
+    rename: str | None,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - the API's own options
@@ -130,6 +133,7 @@ def run_add(
             task=task,
             exact=exact,
             exact_overhead=exact_overhead,
+            rename=rename,
             registry=registry,
             **evaluation,
         )

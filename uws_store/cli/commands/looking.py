@@ -21,8 +21,21 @@ __all__ = ["analyze", "list_", "report", "show"]
 @click.option(
     "--plot", metavar="FILE", help="Also draw it: an .svg, .png or .pdf file. Needs the extra `report`."
 )
-@click.option("--overwrite", is_flag=True, help="Replace a plot that is there.")
-def analyze(*, zoo: str, plot: str | None, overwrite: bool, output: Output, registry: str | None) -> None:
+@click.option(
+    "--rename-out",
+    metavar="FILE",
+    help="Write the map for build --rename that shapes and order suggest, as JSON.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a plot or map that is there.")
+def analyze(
+    *,
+    zoo: str,
+    plot: str | None,
+    rename_out: str | None,
+    overwrite: bool,
+    output: Output,
+    registry: str | None,
+) -> None:
     """Tell what a zoo is: architectures, kinship of its models, and what they share beyond chance.
 
     Everything is measured on models kept out of the fit and stands beside two nulls: Gaussian numbers of the same
@@ -32,7 +45,7 @@ def analyze(*, zoo: str, plot: str | None, overwrite: bool, output: Output, regi
 
     if registry is not None:
         raise click.UsageError("analyze reads a zoo and no registry; leave out --registry")
-    run_analyze(zoo, plot=plot, overwrite=overwrite, output=output)
+    run_analyze(zoo, plot=plot, rename_out=rename_out, overwrite=overwrite, output=output)
 
 
 @command(

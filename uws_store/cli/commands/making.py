@@ -14,6 +14,11 @@ from uws_store.cli.work import work_options
 
 __all__ = ["add", "build", "init"]
 
+_rename = click.option(
+    "--rename",
+    metavar="FILE",
+    help="A JSON file with names of tensors: from a checkpoint's to the family's, or such a map per task.",
+)
 _exact_overhead = click.option(
     "--exact-overhead",
     type=float,
@@ -121,6 +126,7 @@ def init(*, url: str | None, single_writer: bool, output: Output, registry: str 
     is_flag=True,
     help="Leave out members of another architecture; without it they are refused.",
 )
+@_rename
 @work_options
 def build(
     *,
@@ -140,6 +146,7 @@ def build(
     output_plan: str | None,
     plan: str | None,
     skip_mismatched: bool,
+    rename: str | None,
     executor: str | None,
     workers: int | None,
     memory: str | None,
@@ -176,6 +183,7 @@ def build(
             expect_models=expect_models,
             max_decode_flops_per_weight=max_decode_flops_per_weight,
             skip_mismatched=skip_mismatched,
+            rename=rename,
             executor=executor,
             workers=workers,
             memory=memory,
@@ -196,6 +204,7 @@ def build(
         max_decode_flops_per_weight=max_decode_flops_per_weight,
         plan=plan,
         skip_mismatched=skip_mismatched,
+        rename=rename,
         executor=executor,
         workers=workers,
         memory=memory,
@@ -222,6 +231,7 @@ def build(
 @evaluation_options
 @click.option("--exact", is_flag=True, help="Also store what makes every tensor bit-identical.")
 @_exact_overhead
+@_rename
 def add(
     *,
     checkpoint: str,
@@ -229,6 +239,7 @@ def add(
     task: str | None,
     exact: bool,
     exact_overhead: float,
+    rename: str | None,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - see evaluation_options
@@ -246,6 +257,7 @@ def add(
         task=task,
         exact=exact,
         exact_overhead=exact_overhead,
+        rename=rename,
         output=output,
         registry=registry,
         **evaluation,

@@ -26,6 +26,9 @@ __all__ = ["export", "verify"]
 @click.argument("task", required=False)
 @click.option("--against", metavar="ZOO", help="The zoo of originals, or for one task its checkpoint.")
 @click.option(
+    "--rename", metavar="FILE", help="With --against: the map of names that the family was built with."
+)
+@click.option(
     "--eval",
     "evaluate",
     metavar="FUNCTION",

@@ -29,6 +29,7 @@ _DIGIT = 256.0
 _SPARED = 0.9
 _LIMIT = float(1 << 30)
 _NARROW = 1 << 14
+_INT32_LIMIT = float(1 << 31)
 _PANEL = 1 << 19
 _PANEL_STEP = 256
 # Sums of products of digits stay in 32 bits up to this many terms: 2^14 * 2^16 < 2^31.
@@ -45,6 +46,8 @@ class _Side:
     blocks: tuple[torch.Tensor, ...]
     exponents: torch.Tensor
     grid: int
+    spread: float
+    """The largest sum of absolute values over a column of a block, which bounds what a product of it sums up to."""
 
     @classmethod
     def of(cls, side: QuantisedSide, *, turned: bool) -> _Side:
@@ -55,7 +58,8 @@ class _Side:
             blocks.append((part.T.contiguous() if turned else part).to(torch.int8))
             entry += rows * columns
         exponents = side.exponents.to(torch.int64)
-        return cls(side.size, side.block, tuple(blocks), exponents, int(exponents.max()))
+        spread = max(float(block.to(torch.int32).abs().sum(0).max()) for block in blocks)
+        return cls(side.size, side.block, tuple(blocks), exponents, int(exponents.max()), spread)
 
     @property
     def lift(self) -> torch.Tensor:
@@ -220,9 +224,12 @@ class WideTensor:
         scale = own if target_mw is values_mw else 1.0
         whole_pw = lifted_pw.to(torch.int32)
         rank = left.blocks[0].shape[0]
+        # As in `_sums_are_exact`: no digit, times what it counts, is beyond this.
+        narrow = left.spread * (2 * peak + 512) < _INT32_LIMIT
         for index, block in enumerate(left.blocks):
             values = whole_pw[index * rank : index * rank + block.shape[0]]
-            _add_left(target_mw[index * left.block :][: block.shape[1]], block, values, peak=peak, unit=scale)
+            target = target_mw[index * left.block :][: block.shape[1]]
+            _add_left(target, block, values, peak=peak, unit=scale, narrow=narrow)
         if target_mw is not values_mw:
             values_mw.add_(target_mw, alpha=own)
         return True
@@ -310,12 +317,31 @@ def _right_product(
 
 
 def _add_left(
-    out_rc: torch.Tensor, bytes_kr: torch.Tensor, values_kc: torch.Tensor, *, peak: float, unit: float
+    out_rc: torch.Tensor,
+    bytes_kr: torch.Tensor,
+    values_kc: torch.Tensor,
+    *,
+    peak: float,
+    unit: float,
+    narrow: bool,
 ) -> None:
-    """Add ``unit * bytes.T @ values``: int8 times int32 below 2**30, into float64."""
+    """Add ``unit * bytes.T @ values``: int8 times int32 below 2**30, into float64.
+
+    Where ``narrow``, products of all digits are put together in 32 bits first: that is where they come from, and an
+    addition there takes a tenth of one that widens.
+    """
+    total: torch.Tensor | None = None
     for weight, rows, digit in _digits(values_kc, peak, spared_from=2):
         product = _byte_product((bytes_kr if rows is None else bytes_kr[rows]).T, digit)
-        out_rc.add_(product, alpha=weight * unit)
+        if not narrow:
+            out_rc.add_(product, alpha=weight * unit)
+        elif total is None:
+            total = product
+        else:
+            total.add_(product, alpha=int(weight))
+    if total is not None:
+        # Widened on its own: an addition of two types takes three times as long.
+        out_rc.add_(total.to(torch.float64), alpha=unit)
 
 
 def _byte_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

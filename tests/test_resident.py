@@ -12,7 +12,8 @@ from zoo_support import make_zoo, same_bits
 
 import uws_store
 from uws_store.api.family import Family, open_family
-from uws_store.errors import FormatError, IncompatibleError, InvalidInputError, MemoryLimitError
+from uws_store.basis import Decoder
+from uws_store.errors import FormatError, IncompatibleError, InvalidInputError, MemoryLimitError, WorkerError
 from uws_store.loader import resident as resident_module
 from uws_store.loader import workers
 from uws_store.registry import Registry
@@ -197,6 +198,47 @@ def test_running_out_of_memory_is_typed_and_leaves_the_module(
         family.switch(module, "task-01")
     assert caught.value.kind == "memory-limit/device"
     assert _holds(module, before)
+
+
+def _fail_at(monkeypatch: pytest.MonkeyPatch, *, call: int, message: str) -> None:
+    """Let making a batch fail, but for those before the given one."""
+    whole, calls = Decoder.predict, iter(range(1000))
+
+    def failing(self: Decoder, *args: object, **options: object) -> object:
+        if next(calls) == call:
+            raise RuntimeError(message)
+        return whole(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Decoder, "predict", failing)
+
+
+def test_an_unforeseen_failure_of_a_hot_switch_leaves_the_module(
+    nets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, module = open_family("mlp", registry=nets), Net()
+    family.switch(module, "task-01")
+    family.switch(module, "task-00")
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    _fail_at(monkeypatch, call=1, message="the unforeseen")
+    with pytest.raises(RuntimeError, match="the unforeseen"):
+        family.switch(module, "task-01")
+    assert _holds(module, before)
+
+
+def test_a_large_module_that_was_half_written_is_told_of(nets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident_module, "_BESIDE_BYTES", 0)
+    family, module = open_family("mlp", registry=nets), Net()
+    family.switch(module, "task-01")
+    family.switch(module, "task-00")
+    family.switch(module, "task-01")
+    assert _holds(module, _loaded(nets, "task-01"))
+    with monkeypatch.context() as patched:
+        _fail_at(patched, call=1, message="the unforeseen")
+        with pytest.raises(WorkerError) as caught:
+            family.switch(module, "task-00")
+    assert caught.value.kind == "worker/half-switched"
+    family.switch(module, "task-00")
+    assert _holds(module, _loaded(nets, "task-00"))
 
 
 def test_a_meta_module_is_filled_by_assignment(nets: str) -> None:

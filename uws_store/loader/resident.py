@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 from uws_store.basis import Basis, Decode, Decoder, shared_decoder
-from uws_store.errors import InvalidInputError
+from uws_store.errors import InvalidInputError, MemoryLimitError, WorkerError
 from uws_store.loader.conversion import largest_weight, memory_errors, require_range
 from uws_store.loader.decoding import Checks
 from uws_store.loader.module import Fit, fill_module, fit_module
@@ -26,6 +26,9 @@ from uws_store.model import Model, Tier
 __all__ = ["HotModel", "Resident"]
 
 Made = dict[str, torch.Tensor]
+
+_BESIDE_BYTES = 64 << 20
+"""A model of at most so many bytes is always made beside the module first: the copy costs nothing that counts."""
 
 
 @dataclass(slots=True)
@@ -177,8 +180,8 @@ class Resident:
     ) -> None:
         """Overwrite a module's parameters and persistent buffers with a model's tensors, in place.
 
-        A model that was not made here before is made beside the module first. After that its tensors go straight
-        into the module, job by job.
+        A model that was not made here before is made beside the module first, and so is every small one. After that
+        the tensors of a large one go straight into the module, job by job.
 
         Raises
         ------
@@ -188,6 +191,9 @@ class Resident:
             When a digest differs; the module is as it was.
         MemoryLimitError
             When the device has no room for the work; the module is as it was.
+        WorkerError
+            When something unforeseen fails while a large model is written (kind ``worker/half-switched``): the module
+            holds parts of two models until it is switched again.
         """
         with self._lock:
             lock = self._modules.setdefault(module, threading.Lock())
@@ -208,14 +214,26 @@ class Resident:
                 _copy(targets, made)
                 return
             self._require_ranges(hot, targets)
+            if _size_of(targets) <= _BESIDE_BYTES:
+                _copy(targets, self.make(hot, tier="compact", verify=False))
+                return
             tasks = [lambda index=index: self._switch_job(hot, index, targets) for index in self._jobs]
-            with memory_errors(name, self.device):
-                if self._where == "workers":
-                    # The largest alone first: from here on memory is no longer short.
-                    run_tasks(tasks[:1], where="worker")
-                    tasks = tasks[1:]
-                run_tasks(tasks, where=self._where)
-                _copy(targets, hot.others)
+            try:
+                with memory_errors(name, self.device):
+                    if self._where == "workers":
+                        # The largest alone first: from here on memory is no longer short.
+                        run_tasks(tasks[:1], where="worker")
+                        tasks = tasks[1:]
+                    run_tasks(tasks, where=self._where)
+                    _copy(targets, hot.others)
+            except MemoryLimitError:
+                raise
+            except Exception as error:
+                raise WorkerError(
+                    f"{name} was not written whole: {error}; the module holds parts of two models now, switch it again "
+                    "before it is used",
+                    kind="worker/half-switched",
+                ) from error
 
     def with_ties(self, hot: HotModel, tensors: Mapping[str, torch.Tensor]) -> Made:
         """A model's whole state dict: tied names give the same tensor."""
@@ -275,6 +293,10 @@ class Resident:
                         kind="invalid-input/dtype",
                     )
                 require_range(name, hot.largest.get(name, 0.0), own=source, dtype=own.dtype)
+
+
+def _size_of(targets: Mapping[str, list[torch.Tensor]]) -> int:
+    return sum(own.numel() * own.element_size() for owns in targets.values() for own in owns)
 
 
 def _copy(targets: Mapping[str, list[torch.Tensor]], made: Mapping[str, torch.Tensor]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ from safetensors.torch import load_file
 from zoo_support import make_zoo, same_bits
 
 import uws_store
+from uws_store.builder import Members
 from uws_store.checkpoint import open_checkpoint, scan_zoo
+from uws_store.checkpoint.remote import RemoteCheckpoint
 from uws_store.errors import FormatError, InvalidInputError, NotFoundError
 from uws_store.storage import MemoryStorage, open_storage
 
@@ -118,3 +122,81 @@ def test_an_object_that_changes_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(InvalidInputError) as caught:
             far.sha256()
     assert caught.value.kind == "invalid-input/checkpoint-changed"
+
+
+def test_a_manifest_names_objects_by_url_beside_files(tmp_path: Path) -> None:
+    zoo = make_zoo(tmp_path / "zoo", shapes=WIDE, models=5)
+    url = _upload(zoo, f"manifest/{tmp_path.name}")
+    folder = open_storage(f"memory://manifest/{tmp_path.name}-one", create=True)
+    folder.put("model.safetensors", (zoo / "task-01.safetensors").read_bytes())
+    rows: list[dict[str, object]] = [
+        {"task": f"task-{index:02d}", "path": str(zoo / f"task-{index:02d}.safetensors")}
+        for index in range(2, 5)
+    ]
+    rows += [
+        {"task": "task-00", "url": f"{url}/task-00.safetensors", "metadata": {"licence": "MIT"}},
+        {"task": "task-01", "url": f"memory://manifest/{tmp_path.name}-one"},
+    ]
+    listed = tmp_path / "my.json"
+    listed.write_text(json.dumps(rows))
+    members = scan_zoo(listed)
+    assert members[0].metadata == {"licence": "MIT"}
+    digests = []
+    for registry, source in (("near", zoo), ("far", listed)):
+        uws_store.build(source, family="f", registry=str(tmp_path / registry), change_error=0.1)
+        family = uws_store.open_family("f", registry=str(tmp_path / registry))
+        digests.append([family.basis().digest, *(family.resolve(task).digest for task in family)])
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"task": "a", "url": "no-url"}, {"task": "a", "url": 3}, {"task": "a", "url": "s3://b/c", "path": "."}],
+)
+def test_a_manifest_s_url_is_a_url_and_alone(tmp_path: Path, row: dict[str, object]) -> None:
+    (tmp_path / "zoo.json").write_text(json.dumps([row]))
+    with pytest.raises(InvalidInputError) as caught:
+        scan_zoo(tmp_path)
+    assert caught.value.kind == "invalid-input/zoo-manifest"
+    assert [problem.loc for problem in caught.value.problems] == ["/0/url"]
+
+
+def test_a_folder_of_several_objects_is_no_checkpoint(tmp_path: Path) -> None:
+    url = _upload(make_zoo(tmp_path / "zoo", shapes=WIDE, models=2), f"several/{tmp_path.name}")
+    with pytest.raises(InvalidInputError) as several:
+        open_checkpoint(url)
+    assert several.value.kind == "invalid-input/ambiguous-checkpoint"
+    open_storage(f"memory://several/{tmp_path.name}-none", create=True)
+    with pytest.raises(NotFoundError) as none:
+        open_checkpoint(f"memory://several/{tmp_path.name}-none")
+    assert none.value.kind == "not-found/checkpoint"
+
+
+def test_slices_over_a_network_are_read_several_at_once_and_no_more_than_eight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = _upload(make_zoo(tmp_path / "zoo", shapes=WIDE, models=20), f"ahead/{tmp_path.name}")
+    at_once = most = 0
+    lock = threading.Lock()
+    whole = RemoteCheckpoint.read
+
+    def slow(self: RemoteCheckpoint, name: str) -> torch.Tensor:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.01)
+        try:
+            return whole(self, name)
+        finally:
+            with lock:
+                at_once -= 1
+
+    monkeypatch.setattr(RemoteCheckpoint, "read", slow)
+    with Members(scan_zoo(url)) as members:
+        files = members.checkpoints
+        assert [task for task, _ in files.slices("a.weight", list(files))] == list(files)
+        assert 2 <= most <= 8
+        # Whoever stops early waits for nothing but what has begun.
+        for _ in files.slices("b.weight", list(files)):
+            break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import traceback
 import uuid
@@ -14,7 +15,7 @@ from hub_support import LFS_BYTES, TOKEN, Hub, hub_server
 from storage_support import found_family, next_models
 from test_storage import StorageTests
 
-from uws_store import add, build, load_model
+from uws_store import add, build, load_model, open_family
 from uws_store.api import open_registry
 from uws_store.errors import InvalidInputError, StorageError
 from uws_store.registry import Registry
@@ -64,6 +65,32 @@ class TestDatasetStorage:
 
 def commits(hub: Hub, repo: str) -> list[str]:
     return hub.repos[f"models/{repo}"].messages
+
+
+def test_a_zoo_is_read_from_repositories_and_from_one(
+    repo: str, options: dict[str, object], tmp_path: Path
+) -> None:
+    """By a manifest of ``hf://`` ids, a model each, and by the id of one that holds all; token and endpoint as options."""
+    zoo = make_small_zoo(tmp_path / "zoo", models=4)
+    rows = []
+    together = open_storage(f"hf://{repo}", create=True, storage_options=options)
+    for path in sorted(zoo.glob("*.safetensors")):
+        own = f"hf://{repo}.{path.stem}"
+        open_storage(own, create=True, storage_options=options).put_if_absent(
+            "model.safetensors", path.read_bytes()
+        )
+        together.put_if_absent(path.name, path.read_bytes())
+        rows.append({"task": path.stem, "url": f"{own}@main"})
+    (tmp_path / "models.json").write_text(json.dumps(rows))
+    words = [f"--zoo-option={name}={value}" for name, value in options.items()]
+    digests = set()
+    for number, source in enumerate((str(zoo), str(tmp_path / "models.json"), f"hf://{repo}@main")):
+        registry = str(tmp_path / f"registry-{number}")
+        told = run_well("build", source, "--family", "f", "--registry", registry, *(words if number else ()))
+        assert TOKEN not in repr(told)
+        family = open_family("f", registry=registry)
+        digests.add((family.basis().digest, *(family.resolve(task).digest for task in family)))
+    assert len(digests) == 1
 
 
 def test_a_publication_is_one_commit(hub: Hub, repo: str, options: dict[str, object], tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ class BuildBench:
     ----------
     models, rows, columns, rank, threads : int
         The tensor, the rank of both subspaces, and torch's threads.
+    load : float
+        The machine's load when it began, in processes that wanted a core: above 0 everything here is slower than it is.
     methods : tuple of Measured
         Beside each other.
     read_seconds, product_seconds : float
@@ -91,6 +93,7 @@ class BuildBench:
     columns: int
     rank: int
     threads: int
+    load: float
     methods: tuple[Measured, ...]
     read_seconds: float
     product_seconds: float
@@ -421,6 +424,7 @@ def measure_build(
     device : str, optional
         Also measure moments there.
     """
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="uws-bench-") as place:
         root = Path(place)
         make_planted_zoo(root / "tensor", {_NAME: (rows, columns)}, models=models, rank=rank)
@@ -449,6 +453,7 @@ def measure_build(
         columns,
         rank,
         threads,
+        load,
         tuple(measured),
         read_s,
         product_s,
@@ -481,6 +486,7 @@ def show_build(result: BuildBench, console: Console) -> None:
         )
     console.print(table)
     floor = max(result.read_seconds, result.product_seconds)
+    console.print(f"load of the machine when it began: {result.load:.1f}")
     console.print(
         f"floors: read {result.read_seconds:.2f} s, products {result.product_seconds:.2f} s; ours is at "
         f"{floor / ours.seconds:.0%} of the larger floor's speed"

@@ -42,6 +42,6 @@ def analyze(
     """
     with ExitStack() as stack:
         members = {
-            member.task: stack.enter_context(open_checkpoint(member.path)) for member in scan_zoo(Path(zoo))
+            member.task: stack.enter_context(open_checkpoint(member.place)) for member in scan_zoo(zoo)
         }
         return analyze_members(members, seed=seed, progress=progress)

@@ -27,6 +27,7 @@ def plan(
     max_decode_flops_per_weight: float | None = None,
     skip_mismatched: bool = False,
     rename: str | Path | Mapping[str, object] | None = None,
+    zoo_options: Mapping[str, object] | None = None,
     executor: str | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
@@ -39,7 +40,7 @@ def plan(
     zoo, bits, rel_error, change_error, max_drop, expect_models, max_decode_flops_per_weight, skip_mismatched, rename
         See :func:`uws_store.build`. With ``max_drop`` nothing is evaluated: the plan is for the step where the search
         would begin.
-    executor, workers, memory, progress
+    zoo_options, executor, workers, memory, progress
         See :func:`uws_store.build`.
 
     Returns
@@ -57,7 +58,11 @@ def plan(
     fidelity = choose_fidelity(bits=bits, rel_error=rel_error, change_error=change_error, max_drop=max_drop)
     spec = ExecutorSpec.parse(executor, workers=workers)
     with (
-        Members(scan_zoo(Path(zoo)), skip_mismatched=skip_mismatched, rename=Renaming.of(rename)) as members,
+        Members(
+            scan_zoo(zoo, storage_options=zoo_options),
+            skip_mismatched=skip_mismatched,
+            rename=Renaming.of(rename),
+        ) as members,
         Workers(spec) as pool,
     ):
         projection = members.projected_memory(exact=False, shares_memory=spec.shares_memory)

@@ -89,6 +89,7 @@ def build(
     skip_mismatched: bool = False,
     base: str | Path | None = None,
     rename: str | Path | Mapping[str, object] | None = None,
+    zoo_options: Mapping[str, object] | None = None,
     executor: str | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
@@ -100,7 +101,8 @@ def build(
     Parameters
     ----------
     zoo : str or Path
-        A folder with one checkpoint file or folder per task, a manifest, or a URL with safetensors objects.
+        A folder with one checkpoint file or folder per task, a manifest, or a URL with safetensors objects, such as
+        ``s3://bucket/zoo`` or ``hf://org/name@revision``. A manifest may name URLs, too.
     family : str
         The new family's name.
     registry : str or Registry, optional
@@ -144,6 +146,8 @@ def build(
         Tensors of checkpoints that go by other names than the family's: a map from the one to the other, or one such map
         per task, or a JSON file with it. A map that is for no one task is for the checkpoints that have its names. The
         family's names are stored and given back; the record says by which map.
+    zoo_options : Mapping of str to object, optional
+        For the storages that the zoo's URLs name: see :func:`uws_store.storage.open_storage`.
     executor : str, optional
         Where the work runs: ``"threads"`` (the default), ``"serial"``, ``"processes"``, ``"dask"`` for a Dask cluster on
         this machine or ``"dask://host:port"``. The stored bytes do not depend on it.
@@ -196,7 +200,7 @@ def build(
     overhead = _read_overhead(exact_overhead)
     with (
         Members(
-            scan_zoo(zoo),
+            scan_zoo(zoo, storage_options=zoo_options),
             skip_mismatched=skip_mismatched,
             base=Path(base) if base is not None else None,
             rename=Renaming.of(rename),

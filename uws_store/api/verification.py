@@ -404,9 +404,9 @@ def _originals(
     path = Path(against)
     if len(entries) == 1 and path.is_file() and path.suffix != ".json":
         return {entries[0].task: stack.enter_context(open_checkpoint(path))}
-    members = {member.task: member for member in scan_zoo(path)}
+    members = {member.task: member for member in scan_zoo(against)}
     found = {
-        entry.task: stack.enter_context(open_checkpoint(members[entry.task].path))
+        entry.task: stack.enter_context(open_checkpoint(members[entry.task].place))
         for entry in entries
         if entry.task in members
     }

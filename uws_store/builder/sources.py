@@ -7,7 +7,7 @@ not know what is computed from them.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,13 +15,15 @@ from dataclasses import dataclass
 import torch
 
 from uws_store.builder.products import FactorPlace, Products
-from uws_store.checkpoint import Checkpoint, Names, open_checkpoint, renamed
+from uws_store.checkpoint import Checkpoint, Names, is_url, open_checkpoint, renamed
 from uws_store.errors import InvalidInputError, UwsError
 
 __all__ = ["Place", "ZooFiles"]
 
 _OPEN_AT_ONCE = 256
 _WORTH_AHEAD_BYTES = 1 << 20
+_MOST_AHEAD = 8
+_AHEAD_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class ZooFiles(Mapping[str, Checkpoint]):
         return self[task].tensors[name].shape == shape
 
     def slices(self, name: str, tasks: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Read a tensor of several members, in the order of the tasks, each while the one before is at work.
+        """Read a tensor of several members, in the order of the tasks, each while the one before is at work; over a network up to eight.
 
         Yields
         ------
@@ -129,20 +131,32 @@ class ZooFiles(Mapping[str, Checkpoint]):
             As it is stored, a factor as it is coded; nobody may write into it.
         """
         tasks = list(tasks)
-        if not tasks:
-            return
-        if (tasks[0], name) in self._kept or self[tasks[0]].tensors[name].size_bytes < _WORTH_AHEAD_BYTES:
+        ahead = self._ahead(name, tasks[0]) if tasks else 0
+        if not ahead:
             for task in tasks:
                 yield task, self._read(task, name)
             return
-        with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self._read, tasks[0], name)
-            for task, following in zip(tasks, [*tasks[1:], None], strict=True):
-                tensor = coming.result()
-                if following is not None:
-                    coming = reader.submit(self._read, following, name)
-                yield task, tensor
-                del tensor
+        with ThreadPoolExecutor(ahead) as reader:
+            coming = deque(reader.submit(self._read, task, name) for task in tasks[:ahead])
+            try:
+                for index, task in enumerate(tasks):
+                    tensor = coming.popleft().result()
+                    if index + ahead < len(tasks):
+                        coming.append(reader.submit(self._read, tasks[index + ahead], name))
+                    yield task, tensor
+                    del tensor
+            finally:
+                for future in coming:
+                    future.cancel()
+
+    def _ahead(self, name: str, task: str) -> int:
+        """How many slices are read while one is at work: of a disk the next large one, of a network several at once."""
+        size_bytes = self[task].tensors[name].size_bytes
+        if (task, name) in self._kept:
+            return 0
+        if is_url(self.places[task].path):
+            return max(1, min(_MOST_AHEAD, _AHEAD_BYTES // max(1, size_bytes)))
+        return int(size_bytes >= _WORTH_AHEAD_BYTES)
 
     def _read(self, task: str, name: str) -> torch.Tensor:
         kept = self._kept.get((task, name))

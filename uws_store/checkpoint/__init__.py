@@ -7,6 +7,7 @@ bases or registries.
 from uws_store.checkpoint.base import Checkpoint, TensorInfo
 from uws_store.checkpoint.folder import SAFETENSORS_SUFFIX
 from uws_store.checkpoint.opening import open_checkpoint
+from uws_store.checkpoint.remote import is_url
 from uws_store.checkpoint.renamed import RENAME_KEY, Names, RenamedCheckpoint, Renaming, renamed
 from uws_store.checkpoint.write import write_safetensors
 from uws_store.checkpoint.write_folder import write_folder
@@ -21,6 +22,7 @@ __all__ = [
     "Renaming",
     "TensorInfo",
     "ZooMember",
+    "is_url",
     "open_checkpoint",
     "renamed",
     "scan_zoo",

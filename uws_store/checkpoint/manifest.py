@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from uws_store.checkpoint.remote import is_url
 from uws_store.checkpoint.weight_file import file_errors
 from uws_store.errors import InvalidInputError, Problem
 from uws_store.names import check_task_name
@@ -20,7 +21,7 @@ __all__ = ["MANIFEST_NAME", "ManifestEntry", "read_manifest"]
 
 MANIFEST_NAME = "zoo.json"
 _KIND = "invalid-input/zoo-manifest"
-_KEYS = ("task", "path", "metadata")
+_KEYS = ("task", "path", "url", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,9 @@ class ManifestEntry:
     task : str
         Its name, in Unicode NFC.
     path : Path
-        Where it is; it exists.
+        Where it is; it exists, unless there is a URL.
+    url : str or None
+        Where it is otherwise: an object, a folder or a repository with one safetensors object.
     metadata : Mapping of str to str
         What the manifest says of it.
     """
@@ -40,6 +43,7 @@ class ManifestEntry:
     task: str
     path: Path
     metadata: Mapping[str, str]
+    url: str | None = None
 
 
 def read_manifest(path: Path) -> tuple[list[ManifestEntry], list[Problem]]:
@@ -65,7 +69,8 @@ def read_manifest(path: Path) -> tuple[list[ManifestEntry], list[Problem]]:
     if not isinstance(content, list):
         raise InvalidInputError(
             f"the manifest {path} is not a list: expected "
-            '[{"task": "name", "path": "file or folder", "metadata": {"licence": "..."}}, ...]',
+            '[{"task": "name", "path": "file or folder", "metadata": {"licence": "..."}}, ...], with "url" in place of '
+            '"path" where a storage holds it',
             kind=_KIND,
         )
     entries: list[ManifestEntry] = []
@@ -74,11 +79,13 @@ def read_manifest(path: Path) -> tuple[list[ManifestEntry], list[Problem]]:
         found = _row_problems(row, path.parent, f"/{number}")
         problems += found
         if not found:
+            url = row.get("url")
             entries.append(
                 ManifestEntry(
                     check_task_name(row["task"]),
-                    path.parent / row["path"],
+                    path.parent / row["path"] if url is None else Path(url.rstrip("/").rpartition("/")[2]),
                     MappingProxyType(dict(row.get("metadata", {}))),
+                    url,
                 )
             )
     return entries, problems
@@ -92,7 +99,11 @@ def _row_problems(row: object, folder: Path, loc: str) -> list[Problem]:
         for key in row
         if key not in _KEYS
     ]
-    problems += [Problem(f"{loc}/{key}", _KIND, "is missing") for key in ("task", "path") if key not in row]
+    problems += [Problem(f"{loc}/{key}", _KIND, "is missing") for key in ("task",) if key not in row]
+    if "path" in row and "url" in row:
+        problems.append(Problem(f"{loc}/url", _KIND, "stands beside a path; give one"))
+    elif "path" not in row and "url" not in row:
+        problems.append(Problem(f"{loc}/path", _KIND, "is missing"))
     if "task" in row:
         try:
             check_task_name(row["task"])
@@ -100,6 +111,11 @@ def _row_problems(row: object, folder: Path, loc: str) -> list[Problem]:
             problems.append(Problem(f"{loc}/task", error.kind, error.message))
     if "path" in row:
         problems += _path_problems(row["path"], folder, f"{loc}/path")
+    if "url" in row and not (_is_text(row["url"]) and is_url(row["url"])):
+        # Not shown: it may hold credentials.
+        problems.append(
+            Problem(f"{loc}/url", _KIND, "expected a URL such as hf://org/name or s3://bucket/a.safetensors")
+        )
     metadata = row.get("metadata", {})
     if not isinstance(metadata, dict) or not all(
         _is_text(key) and _is_text(value) for key, value in metadata.items()

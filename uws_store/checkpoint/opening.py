@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from uws_store.adapter import CONFIG_NAME, MAX_CONFIG_BYTES, AdapterConfig, parse_config
 from uws_store.checkpoint.base import Checkpoint, TensorInfo, check_rows, listed, tensor_info
 from uws_store.checkpoint.folder import SAFETENSORS_SUFFIX, Parts, parts_of
-from uws_store.checkpoint.remote import RemoteCheckpoint, is_url
+from uws_store.checkpoint.remote import RemoteCheckpoint, is_url, object_at
 from uws_store.checkpoint.safetensors_file import SafetensorsFile
 from uws_store.checkpoint.side_files import find_side_files, read_side_file
 from uws_store.checkpoint.torch_file import TorchFile
@@ -47,7 +47,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     ----------
     path : path
         A ``.safetensors`` file, a file of ``torch.save`` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``), one of a set of
-        shards or their index, or a folder of these; or the URL of a ``.safetensors`` object in a storage.
+        shards or their index, or a folder of these; or the URL of a ``.safetensors`` object in a storage, or of a folder
+        or a repository of the Hub (``hf://org/name@revision``) that holds one.
 
     Returns
     -------
@@ -71,7 +72,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         When the disk fails (kinds ``storage/...``).
     """
     if isinstance(path, str) and is_url(path):
-        return RemoteCheckpoint(path)
+        return RemoteCheckpoint(object_at(path))
     where = Path(path)
     parts = parts_of(where)
     with ExitStack() as stack:

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
     from uws_store.storage import Storage
 
-__all__ = ["RemoteCheckpoint", "is_url", "list_remote"]
+__all__ = ["RemoteCheckpoint", "is_url", "list_remote", "object_at"]
 
 _SUFFIX = ".safetensors"
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 _BLOCK_BYTES = 1 << 24
+_HUB = "hf://"
 
 
 def is_url(place: object) -> bool:
@@ -47,6 +48,33 @@ def list_remote(url: str) -> tuple[str, ...]:
     storage = open_storage(url)
     names = (path for path in storage.list("") if path.endswith(_SUFFIX) and "/" not in path)
     return tuple(StorageUrl(f"{url.rstrip('/')}/{name}", _options(url)) for name in names)
+
+
+def object_at(url: str) -> str:
+    """Give the URL of the checkpoint's one object: itself, or the safetensors object of a folder or a repository.
+
+    Raises
+    ------
+    InvalidInputError
+        When there are several, as of a sharded model (kind ``invalid-input/ambiguous-checkpoint``).
+    NotFoundError
+        When there is none (kind ``not-found/checkpoint``).
+    """
+    name = url.rstrip("/").rpartition("/")[2]
+    # A repository's name may hold a dot; another object that has an extension is a file of another kind.
+    if url.endswith(_SUFFIX) or ("." in name and not url.startswith(_HUB)):
+        return url
+    found = list_remote(url)
+    if len(found) > 1:
+        names = ", ".join(one.rpartition("/")[2] for one in found[:3])
+        raise InvalidInputError(
+            f"{url} holds {len(found)} safetensors objects ({names}...), and a checkpoint that is read from afar is one; "
+            "give the URL of one, or copy a sharded model to a disk first",
+            kind="invalid-input/ambiguous-checkpoint",
+        )
+    if not found:
+        raise NotFoundError(f"{url} holds no {_SUFFIX} object; check the URL", kind="not-found/checkpoint")
+    return found[0]
 
 
 def _options(url: str) -> dict[str, Any]:

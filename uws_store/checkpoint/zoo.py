@@ -25,6 +25,7 @@ from uws_store.checkpoint.remote import is_url, list_remote
 from uws_store.checkpoint.weight_file import file_errors
 from uws_store.errors import InvalidInputError, NotFoundError, Problem
 from uws_store.names import check_task_name, collision_key
+from uws_store.storage import StorageUrl
 
 if TYPE_CHECKING:
     import os
@@ -75,19 +76,25 @@ def task_of(path: str | os.PathLike[str]) -> str:
     return check_task_name(name if is_folder else task_stem(name))
 
 
-def scan_zoo(path: str | os.PathLike[str]) -> tuple[ZooMember, ...]:
+def scan_zoo(
+    path: str | os.PathLike[str], *, storage_options: Mapping[str, object] | None = None
+) -> tuple[ZooMember, ...]:
     """Find the members of a zoo.
 
     A folder's members are its weight files and the folders in it that hold weights; hidden entries and files of
     other kinds are passed over. The task is the file's stem or the folder's name, without a shard's number. A
     folder with a ``zoo.json``, or any other ``.json`` file, is a manifest: a list of objects with ``task``, ``path``
     (absolute, or from the manifest's folder) and, if wanted, ``metadata`` (text by text). Of a URL that a storage
-    opens (``s3://``, ``https://``), the members are the safetensors objects that stand in it directly.
+    opens (``s3://``, ``https://``, ``hf://org/name@revision``), the members are the safetensors objects that stand in
+    it directly. A manifest's object may have a ``url`` in place of its path: of a safetensors object, or of a folder or
+    a repository of the Hub that holds one.
 
     Parameters
     ----------
     path : path
-        A folder or a manifest.
+        A folder, a manifest or a URL.
+    storage_options : Mapping of str to object, optional
+        For the storages of URLs: see :func:`uws_store.storage.open_storage`.
 
     Returns
     -------
@@ -109,7 +116,8 @@ def scan_zoo(path: str | os.PathLike[str]) -> tuple[ZooMember, ...]:
         When the disk fails (kinds ``storage/...``).
     """
     if is_url(path):
-        return _members_at(str(path) if not isinstance(path, str) else path)
+        assert isinstance(path, str)
+        return _members_at(StorageUrl(path, storage_options))
     root = Path(path)
     with file_errors(root):
         is_there, is_folder = root.exists(), root.is_dir()
@@ -117,14 +125,14 @@ def scan_zoo(path: str | os.PathLike[str]) -> tuple[ZooMember, ...]:
         raise NotFoundError(f"there is no zoo {root}; check the path", kind="not-found/zoo")
     if not is_folder:
         if root.suffix.casefold() == ".json" and not root.name.endswith(INDEX_SUFFIX):
-            return _members_of_manifest(root)
+            return _members_of_manifest(root, storage_options)
         raise InvalidInputError(
             f"{root} is one file, and a zoo is a folder with a checkpoint for each task, or a manifest (.json); "
             "give its folder, or add the one checkpoint to a family",
             kind="invalid-input/one-model",
         )
     if (root / MANIFEST_NAME).is_file():
-        return _members_of_manifest(root / MANIFEST_NAME)
+        return _members_of_manifest(root / MANIFEST_NAME, storage_options)
     return _members_of_folder(root)
 
 
@@ -181,11 +189,19 @@ def _is_whole(name: str) -> bool:
     return is_weight_name(name) and (shard is None or shard.count == 1)
 
 
-def _members_of_manifest(path: Path) -> tuple[ZooMember, ...]:
+def _members_of_manifest(path: Path, storage_options: Mapping[str, object] | None) -> tuple[ZooMember, ...]:
     entries, problems = read_manifest(path)
     if not entries and not problems:
         raise InvalidInputError(f"the manifest {path} lists no checkpoint", kind="invalid-input/empty-zoo")
-    members = [ZooMember(entry.task, entry.path, entry.metadata) for entry in entries]
+    members = [
+        ZooMember(
+            entry.task,
+            entry.path,
+            entry.metadata,
+            url=StorageUrl(entry.url, storage_options) if entry.url is not None else None,
+        )
+        for entry in entries
+    ]
     problems += _duplicates(members)
     _refuse(path, problems, otherwise="invalid-input/zoo-manifest")
     return tuple(sorted(members, key=lambda member: member.task))

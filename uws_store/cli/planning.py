@@ -14,14 +14,22 @@ from uws_store.cli.output import Output, columns, counted, facts, number, ratio,
 from uws_store.cli.progress import progress
 from uws_store.metadata.plan import PlanDocument, PlannedTensor
 from uws_store.nulls import Sharing
+from uws_store.storage import parse_options
 
 __all__ = ["run_plan"]
 
 
-def run_plan(zoo: str, *, save: str | None, output: Output, **options: Any) -> None:  # noqa: ANN401 - the API's
+def run_plan(
+    zoo: str,
+    *,
+    save: str | None,
+    zoo_option: tuple[str, ...],
+    output: Output,
+    **options: Any,  # noqa: ANN401 - the API's
+) -> None:
     """Plan a family, print the plan, and save it where that is asked for."""
     with progress(output) as report:
-        plan = api_plan(zoo, progress=report, **options)
+        plan = api_plan(zoo, zoo_options=parse_options(zoo_option), progress=report, **options)
     if save is not None:
         save_plan(plan, save)
     if output.as_json:

@@ -21,6 +21,7 @@ from uws_store.cli.output import Output, columns, counted, facts, number, ratio,
 from uws_store.cli.progress import progress
 from uws_store.config import default_registry_url
 from uws_store.registry import Registry
+from uws_store.storage import parse_options
 
 __all__ = ["run_add", "run_build", "run_init"]
 
@@ -60,6 +61,7 @@ def run_build(
     plan: str | None,
     skip_mismatched: bool,
     rename: str | None,
+    zoo_option: tuple[str, ...],
     executor: str | None,
     workers: int | None,
     memory: str | None,
@@ -87,6 +89,7 @@ def run_build(
             plan=plan,
             skip_mismatched=skip_mismatched,
             rename=rename,
+            zoo_options=parse_options(zoo_option),
             executor=executor,
             workers=workers,
             memory=memory,

@@ -127,6 +127,12 @@ def init(*, url: str | None, single_writer: bool, output: Output, registry: str 
     help="Leave out members of another architecture; without it they are refused.",
 )
 @_rename
+@click.option(
+    "--zoo-option",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="For the storage of a zoo's URLs, such as endpoint_url=http://host:9000; may be given again. Never shown.",
+)
 @work_options
 def build(
     *,
@@ -147,6 +153,7 @@ def build(
     plan: str | None,
     skip_mismatched: bool,
     rename: str | None,
+    zoo_option: tuple[str, ...],
     executor: str | None,
     workers: int | None,
     memory: str | None,
@@ -158,7 +165,7 @@ def build(
     """Build a family from a zoo: one basis, and every model stored in it.
 
     ZOO is a folder with one checkpoint file or folder per task (safetensors, or a file that torch.load can read with
-    weights_only=True), a manifest (.json), or a URL with safetensors objects. A file's stem is the task's name. How close the models are
+    weights_only=True), a manifest (.json), or a URL with safetensors objects (s3://, https://, hf://org/name@revision). A file's stem is the task's name. How close the models are
     kept is said by one of --bits, --rel-error, --change-error and --max-drop.
 
     FUNCTION is called with a dict of tensors and the task's name. It returns a dict with metric, value,
@@ -184,6 +191,7 @@ def build(
             max_decode_flops_per_weight=max_decode_flops_per_weight,
             skip_mismatched=skip_mismatched,
             rename=rename,
+            zoo_option=zoo_option,
             executor=executor,
             workers=workers,
             memory=memory,
@@ -205,6 +213,7 @@ def build(
         plan=plan,
         skip_mismatched=skip_mismatched,
         rename=rename,
+        zoo_option=zoo_option,
         executor=executor,
         workers=workers,
         memory=memory,

@@ -15,6 +15,7 @@ from uws_store.basis import Basis, step_of
 from uws_store.builder.assemble import assemble_basis
 from uws_store.builder.encode import AnalysisCache, EncodedModel, encode_model
 from uws_store.builder.fit import FitJob, TensorFit, fit_tensor
+from uws_store.builder.guard import beaten_by_plain
 from uws_store.builder.members import Members, sample_tasks
 from uws_store.builder.planning import decisions, factors_in_vain, plan_document
 from uws_store.builder.search import Fidelity, find_step, first_step
@@ -216,7 +217,7 @@ class BasisBuilder:
         fits = {fit.survey.name: fit for fit in pilot}
         missing = [survey for survey in self._coded if survey.name not in fits]
         fits |= {fit.survey.name: fit for fit in self._zoo.fit(missing, step, self._report)}
-        self._fits = [fits[survey.name] for survey in self._coded]
+        self._fits = self._zoo.guarded([fits[survey.name] for survey in self._coded], step, self._report)
         self._planned_step = step
         return self._fits
 
@@ -397,16 +398,36 @@ class _Zoo:
             report("fitting", len(fits), len(coded))
         made = [fits[index] for index in range(len(coded))]
         if len(made) == self.coded_tensors:
-            made = self._without_vain(made, step, report)
+            made = self.guarded(made, step, report)
         return made
 
-    def _without_vain(self, fits: list[TensorFit], step: float, report: Progress) -> list[TensorFit]:
-        """Fit those tensors anew whose factors do not pay for the arrays that hold them."""
-        simple = factors_in_vain(fits, models=self.models)
-        if not simple:
+    def guarded(self, fits: list[TensorFit], step: float, report: Progress) -> list[TensorFit]:
+        """Fit anew what a plain coder stores in less on encoded models, and what does not pay for its arrays.
+
+        A plan that was given is followed.
+        """
+        for everything in (False, True) if not self.decided else ():
+            plain = beaten_by_plain(
+                fits,
+                self.members.checkpoints,
+                step=step,
+                models=self.models,
+                rounding=self.fidelity.rounding,
+                everything=everything,
+            )
+            if not plain:
+                break
+            fits = self._refitted(fits, plain, step, report)
+        return self._refitted(fits, factors_in_vain(fits, models=self.models), step, report)
+
+    def _refitted(
+        self, fits: list[TensorFit], choices: Mapping[str, Choice], step: float, report: Progress
+    ) -> list[TensorFit]:
+        """Fit some tensors anew by other choices."""
+        if not choices:
             return fits
-        again = replace(self, decided={**self.decided, **simple}, coded_tensors=-1)
-        anew = again.fit([fit.survey for fit in fits if fit.survey.name in simple], step, report)
+        again = replace(self, decided={**self.decided, **choices}, coded_tensors=-1)
+        anew = again.fit([fit.survey for fit in fits if fit.survey.name in choices], step, report)
         by_name = {fit.survey.name: fit for fit in anew}
         return [by_name.get(fit.survey.name, fit) for fit in fits]
 

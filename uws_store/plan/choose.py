@@ -20,7 +20,7 @@ from uws_store.plan.steps import mean_grid
 from uws_store.quantize import Rounding
 from uws_store.subspace import side_shape
 
-__all__ = ["Choice", "choose_sides"]
+__all__ = ["Choice", "choose_sides", "mean_cost"]
 
 _PROFILE_BITS = 6.0
 _LEAST_ENTRY_BITS = 4.0
@@ -120,7 +120,7 @@ def choose_sides(
     if not any(bool(change.any()) for change in changes):
         return Choice(Candidate(), 0.0, 0.0, 0.0, 0.0, reason="all models are alike")
     held_out = HeldOut(changes, mean=mean, step=step, rounding=rounding, seed=seed)
-    mean_bits, mean_error = _mean_cost(changes, mean, step)
+    mean_bits, mean_error = mean_cost(changes, mean, step)
     return _Search(
         held_out=held_out,
         shape=(int(changes[0].shape[0]), int(changes[0].shape[1])),
@@ -312,10 +312,16 @@ def _words(candidate: Candidate) -> str:
     return "the mean alone" if candidate.centred else "no basis"
 
 
-def _mean_cost(
-    changes: Sequence[torch.Tensor], mean: torch.Tensor | None, step: float
-) -> tuple[float, float]:
-    """Bits of the quantised mean, and what its rounding adds to the squared error per element, in squared steps."""
+def mean_cost(changes: Sequence[torch.Tensor], mean: torch.Tensor | None, step: float) -> tuple[float, float]:
+    """Count the bits of the quantised mean, and what its rounding adds to the squared error.
+
+    Returns
+    -------
+    bits : float
+        Of the whole mean.
+    error : float
+        Per element, in squared steps.
+    """
     if mean is None:
         return 0.0, 0.0
     energy = sum(float(change.square().mean()) for change in changes) / len(changes)

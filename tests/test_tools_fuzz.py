@@ -42,7 +42,7 @@ def test_wrong_weights_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flips, "_read", lambda _files, only="": reads.pop(0))
     outcomes, findings = flips.damaged_reads([flips.Flip("uws.json", 0, 0)])
     assert len(findings) == 1
-    assert "wrong weights" in findings[0]
+    assert "wrong: a" in findings[0]
     assert outcomes.total() == 1
 
 

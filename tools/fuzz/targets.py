@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_safetensors
 
+from uws_store.adapter import parse_config
 from uws_store.checkpoint import open_checkpoint, scan_zoo
 from uws_store.entropy import decode_integers, encode_integers
 from uws_store.fidelity.examples import find_examples
@@ -164,6 +165,15 @@ def _targets() -> tuple[Target, ...]:
         "metadata": {},
         "weight_map": dict.fromkeys(("a.weight", "b"), "model-00001-of-00001.safetensors"),
     }
+    adapter = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "org/base",
+        "r": 8,
+        "lora_alpha": 16,
+        "target_modules": ["q_proj", "v_proj"],
+        "rank_pattern": {"layers.0.q_proj": 4},
+        "use_rslora": False,
+    }
     manifest = [{"task": "t", "path": "a.safetensors", "metadata": {"lr": "1"}}]
     shards = tuple(data for path, data in _ARRAY.objects.items() if path.startswith("c/"))
     return (
@@ -181,6 +191,9 @@ def _targets() -> tuple[Target, ...]:
         Target("torch zip file", _checkpoint("a.pt"), (_torch_file(zipped=True),)),
         Target("torch old file", _checkpoint("a.pth"), (_torch_file(zipped=False),)),
         Target("safetensors index", _index, (json.dumps(index).encode(),)),
+        Target(
+            "adapter config", lambda data: parse_config(data, where="fuzz"), (json.dumps(adapter).encode(),)
+        ),
         Target("manifest", _manifest, (json.dumps(manifest).encode(),)),
         Target("examples", _examples, (_npz(),)),
         Target("family name", _name(check_family_name), (b"vit-digits", b"a" * 100)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_support import run, run_well
+from cli_support import make_small_zoo, run, run_well
 from safetensors.torch import load_file, save_file
 from zoo_support import make_zoo
 
@@ -217,3 +217,19 @@ def test_ani_is_eight_pairs() -> None:
     analysis = analyze(ZOOS / "ani_1x_1ccx")
     assert analysis.kind == "8 bases"
     assert {len(group) for group in analysis.relations.bases} == {2}
+
+
+def test_the_bytes_that_a_build_would_store_are_predicted(tmp_path: Path) -> None:
+    zoo = make_small_zoo(tmp_path / "zoo")
+    ran = run_well("analyze", zoo, "--json")
+    predicted = ran.document["predicted"]
+    models = len(ran.document["tasks"])
+    assert predicted["family_bytes"] == predicted["basis_bytes"] + models * predicted["model_bytes"]
+    assert predicted["family_bytes_at_100"] == predicted["basis_bytes"] + 100 * predicted["model_bytes"]
+    built = run_well("build", zoo, "--family", "nets", "--registry", tmp_path / "r", "--json").document
+    stored = built["basis_bytes"] + sum(model["size_bytes"] for model in built["models"])
+    assert 0.8 < predicted["family_bytes"] / stored < 1.25
+    text = run_well("analyze", zoo).stdout
+    assert "what `build` would store" in text
+    assert "family at 100" in text
+    assert run_well("analyze", zoo, "--no-plan", "--json").document["predicted"] is None

@@ -155,7 +155,7 @@ def test_the_commands_take_a_map(zoo: Path, tmp_path: Path) -> None:
 
 def test_analyze_writes_the_map_that_it_suggests(zoo: Path, tmp_path: Path) -> None:
     path = tmp_path / "map.json"
-    ran = run_well("analyze", zoo, "--rename-out", path)
+    ran = run_well("analyze", zoo, "--rename-out", path, "--no-plan")
     assert "check" in ran.stderr
     assert json.loads(path.read_text()) == dict.fromkeys(OTHERS, MAP)
     run_well("build", zoo, "--family", "nets", "--rename", path, "--registry", tmp_path / "r")
@@ -164,4 +164,7 @@ def test_analyze_writes_the_map_that_it_suggests(zoo: Path, tmp_path: Path) -> N
 
 def test_analyze_has_no_map_to_suggest_for_one_sort_of_names(tmp_path: Path) -> None:
     zoo = make_small_zoo(tmp_path / "zoo", models=3)
-    assert run("analyze", zoo, "--rename-out", tmp_path / "m.json").error_kind == "invalid-input/rename"
+    assert (
+        run("analyze", zoo, "--rename-out", tmp_path / "m.json", "--no-plan").error_kind
+        == "invalid-input/rename"
+    )

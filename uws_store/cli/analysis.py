@@ -11,15 +11,20 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from uws_store.api.analysis import analyze as api_analyze
+from uws_store.api.planning import plan as api_plan
 from uws_store.cli.output import Output, as_plain, columns, counted, facts, number, printable, size
+from uws_store.cli.planning import plan_facts, plan_totals
 from uws_store.cli.progress import progress
-from uws_store.errors import AlreadyExistsError, InvalidInputError, StorageError
+from uws_store.errors import AlreadyExistsError, InvalidInputError, StorageError, UwsError
 
 if TYPE_CHECKING:
     from uws_store.analysis import ArchitectureGroup, ModeCapture, ZooAnalysis
+    from uws_store.builder import Progress
+    from uws_store.metadata.plan import PlanDocument
 
 __all__ = ["run_analyze"]
 
+_MANY = 100
 _SHOWN_GROUPS = 8
 _SHOWN_TASKS = 4
 _SHOWN_TENSORS = 12
@@ -31,7 +36,7 @@ _MODES = {
 
 
 def run_analyze(
-    zoo: str, *, plot: str | None, rename_out: str | None, overwrite: bool, output: Output
+    zoo: str, *, plot: str | None, rename_out: str | None, plan: bool, overwrite: bool, output: Output
 ) -> None:
     """Analyse a zoo."""
     if plot is not None:
@@ -40,6 +45,7 @@ def run_analyze(
         _require_free(Path(rename_out), overwrite=overwrite)
     with progress(output) as report:
         analysis = api_analyze(zoo, progress=report)
+        planned = _plan(zoo, output=output, progress=report) if plan else None
     if plot is not None:
         _draw(analysis, Path(plot))
     if rename_out is not None:
@@ -53,11 +59,16 @@ def run_analyze(
         # A square table of all pairs: for the plot.
         document["relations"].pop("cosine")
         shares = analysis.sharing.shares if analysis.sharing else None
-        output.document({"zoo": zoo, "kind": analysis.kind, "shares": shares} | document)
+        predicted = _predicted(planned, len(analysis.tasks)) if planned is not None else None
+        output.document(
+            {"zoo": zoo, "kind": analysis.kind, "shares": shares, "predicted": predicted} | document
+        )
     elif output.quiet:
         output.names([analysis.kind])
     else:
         output.show(*_parts(analysis))
+        if planned is not None:
+            output.show("", *_predictions(planned, len(analysis.tasks)))
         if plot is not None:
             output.notice(f"wrote {plot}")
 
@@ -66,6 +77,37 @@ def _check_plot(path: Path, *, overwrite: bool) -> None:
     if path.suffix not in {".svg", ".png", ".pdf"}:
         raise InvalidInputError(f"{path}: a plot is .svg, .png or .pdf", kind="invalid-input/plot")
     _require_free(path, overwrite=overwrite)
+
+
+def _plan(zoo: str, *, output: Output, progress: Progress | None) -> PlanDocument | None:
+    """Plan the family that a build would make of the largest architecture; None where it would refuse the zoo."""
+    try:
+        return api_plan(zoo, skip_mismatched=True, progress=progress)
+    except UwsError as error:
+        output.notice(f"no prediction of bytes: {error.message}")
+        return None
+
+
+def _predicted(planned: PlanDocument, models: int) -> dict[str, float | None]:
+    return {
+        "model_bytes": planned.model_bytes,
+        "basis_bytes": planned.basis_bytes,
+        "source_model_bytes": planned.source_bytes,
+        "family_bytes": planned.basis_bytes + models * planned.model_bytes,
+        "family_bytes_at_100": planned.basis_bytes + _MANY * planned.model_bytes,
+        **plan_totals(planned),
+    }
+
+
+def _predictions(planned: PlanDocument, models: int) -> Iterator[RenderableType]:
+    yield "what `build` would store, as predicted:"
+    rows = list(plan_facts(planned))
+    for count, what in ((models, "now"), (_MANY, f"at {_MANY}")):
+        stored, source = planned.basis_bytes + count * planned.model_bytes, count * planned.source_bytes
+        rows.append(
+            (f"family {what}", size(stored), f"{counted(count, 'model')}, safetensors {size(source)}")
+        )
+    yield facts(rows)
 
 
 def _write_names(analysis: ZooAnalysis, path: Path) -> None:

@@ -16,7 +16,7 @@ from uws_store.metadata.plan import PlanDocument, PlannedTensor
 from uws_store.nulls import Sharing
 from uws_store.storage import parse_options
 
-__all__ = ["run_plan"]
+__all__ = ["plan_facts", "plan_totals", "run_plan"]
 
 
 def run_plan(
@@ -33,7 +33,7 @@ def run_plan(
     if save is not None:
         save_plan(plan, save)
     if output.as_json:
-        output.document(plan.model_dump(mode="json", exclude_none=True) | {"totals": _totals(plan)})
+        output.document(plan.model_dump(mode="json", exclude_none=True) | {"totals": plan_totals(plan)})
     elif output.quiet:
         output.names(row.name for row in plan.tensors)
     else:
@@ -52,7 +52,7 @@ def run_plan(
                 [_row(row) for row in plan.tensors],
             ),
             "",
-            facts(_facts(plan)),
+            facts(plan_facts(plan)),
             *([f"\nsaved to {save}"] if save is not None else []),
         )
 
@@ -80,14 +80,16 @@ def _decision(row: PlannedTensor) -> str:
     return " + ".join([start, *words]) + ("" if row.ordered else ", in its own order")
 
 
-def _totals(plan: PlanDocument) -> dict[str, float | None]:
+def plan_totals(plan: PlanDocument) -> dict[str, float | None]:
+    """From how many models on a family pays; None for never."""
     return {
         "break_even_with_plain": plan.break_even(plan.plain_basis_bytes, plan.plain_model_bytes),
         "break_even_with_safetensors": plan.break_even(0.0, plan.source_bytes),
     }
 
 
-def _facts(plan: PlanDocument) -> Iterator[tuple[str, str, str]]:
+def plan_facts(plan: PlanDocument) -> Iterator[tuple[str, str, str]]:
+    """What a plan predicts, in sums."""
     bits = sum(row.elements for row in plan.tensors)
     yield (
         "a model",
@@ -100,8 +102,8 @@ def _facts(plan: PlanDocument) -> Iterator[tuple[str, str, str]]:
     yield "basis", size(plan.basis_bytes), f"stored once, planned for {counted(plan.models, 'model')}"
     yield "parameters", f"{bits:,}", "of each model, coded"
     for name, models in (
-        ("the plain coder", _totals(plan)["break_even_with_plain"]),
-        ("safetensors", _totals(plan)["break_even_with_safetensors"]),
+        ("the plain coder", plan_totals(plan)["break_even_with_plain"]),
+        ("safetensors", plan_totals(plan)["break_even_with_safetensors"]),
     ):
         yield (
             f"pays against {name}",

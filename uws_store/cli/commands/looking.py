@@ -26,12 +26,18 @@ __all__ = ["analyze", "list_", "report", "show"]
     metavar="FILE",
     help="Write the map for build --rename that shapes and order suggest, as JSON.",
 )
+@click.option(
+    "--plan/--no-plan",
+    default=True,
+    help="Predict the bytes that build would store; it costs what the basis of a build costs.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a plot or map that is there.")
 def analyze(
     *,
     zoo: str,
     plot: str | None,
     rename_out: str | None,
+    plan: bool,
     overwrite: bool,
     output: Output,
     registry: str | None,
@@ -39,13 +45,14 @@ def analyze(
     """Tell what a zoo is: architectures, kinship of its models, and what they share beyond chance.
 
     Everything is measured on models kept out of the fit and stands beside two nulls: Gaussian numbers of the same
-    variance, and each model's own numbers shuffled. What nulls have as well is no shared subspace.
+    variance, and each model's own numbers shuffled. What nulls have as well is no shared subspace. The bytes of a model,
+    of the basis and of a family are predicted as `build --plan-only` does for the default fidelity.
     """
     from uws_store.cli.analysis import run_analyze
 
     if registry is not None:
         raise click.UsageError("analyze reads a zoo and no registry; leave out --registry")
-    run_analyze(zoo, plot=plot, rename_out=rename_out, overwrite=overwrite, output=output)
+    run_analyze(zoo, plot=plot, rename_out=rename_out, plan=plan, overwrite=overwrite, output=output)
 
 
 @command(

@@ -14,6 +14,8 @@ import torch
 from cli_support import TASKS, make_small_zoo, run, run_well
 from click.testing import CliRunner
 from remote_support import BUCKET, KEY, SECRET, file_server, moto_server, open_s3, proxy, s3_options
+from safetensors.torch import load_file, save_file
+from storage_support import found_family
 
 from uws_store import add, build, load_model
 from uws_store.api import open_registry
@@ -102,15 +104,49 @@ def test_a_url_with_options_reaches_another_process(endpoint: str, url: str) -> 
     assert SECRET not in json.dumps(sent)
 
 
-def test_publishing_costs_few_requests_beyond_its_data(endpoint: str, url: str, zoo: Path) -> None:
+def test_publishing_costs_few_requests_beyond_its_data(
+    endpoint: str, url: str, zoo: Path, tmp_path: Path
+) -> None:
     made: list[tuple[str, str]] = []
     with proxy(endpoint, answers=lambda request, _: made.append((request.command, request.path))) as address:
-        registry = open_registry(url, storage_options=s3_options(address), create=True)
-        build(zoo, family="f", registry=registry)
-        made.clear()
-        add(zoo / "task-00.safetensors", family="f", task="again", registry=registry)
-    beyond = [(method, path) for method, path in made if "/families/" not in path]
-    assert len(beyond) <= 6, beyond
+        options = s3_options(address)
+        build(zoo, family="f", registry=open_registry(url, storage_options=options, create=True))
+        for number in range(2):
+            path = tmp_path / f"new-{number}.safetensors"
+            weights = load_file(zoo / "task-00.safetensors")
+            save_file({name: value + 0.01 * (number + 1) for name, value in weights.items()}, path)
+            made.clear()
+            # Opened anew, as another process would.
+            add(path, family="f", registry=open_registry(url, storage_options=options))
+            beyond = [(method, path) for method, path in made if "/families/" not in path]
+            assert len(beyond) <= 6, beyond
+    assert Registry.over(open_storage(url, storage_options=s3_options(endpoint))).audit() == ()
+
+
+def test_what_a_storage_was_seen_to_refuse_is_remembered_for_its_address_alone(
+    endpoint: str, url: str
+) -> None:
+    Registry.over(open_storage(url, storage_options=s3_options(endpoint)), create=True).publish(
+        found_family("first")
+    )
+    with proxy(endpoint, dropped=frozenset({"if-none-match"})) as lying:
+        registry = Registry.over(open_storage(url, storage_options=s3_options(lying)))
+        with pytest.raises(StorageError) as caught:
+            registry.publish(found_family("second"))
+        assert caught.value.kind == "storage/not-exclusive"
+    assert list(Registry.over(open_storage(url, storage_options=s3_options(endpoint))).state().families) == [
+        "first"
+    ]
+
+
+def test_a_commit_of_another_writer_since_the_first_reading_is_followed(endpoint: str, url: str) -> None:
+    open_one = lambda: Registry.over(open_storage(url, storage_options=s3_options(endpoint)), create=True)  # noqa: E731
+    open_one().publish(found_family("first"))
+    late = open_one()
+    late.state()
+    open_one().publish(found_family("second"))
+    assert late.publish(found_family("third")).number == 3
+    assert sorted(open_one().state().families) == ["first", "second", "third"]
 
 
 class TestWebServer:

@@ -61,6 +61,8 @@ class VerifyResult:
         Means over the models, per metric and side.
     record : str or None
         SHA-256 of the record that was published of it; None when none was asked for.
+    commits : int or None
+        How many commits of the log were read again; None when that was not asked for.
     """
 
     family: str
@@ -71,6 +73,7 @@ class VerifyResult:
     evaluation: str | None = None
     scores: tuple[FamilySide, ...] = ()
     record: str | None = None
+    commits: int | None = None
 
     @property
     def ok(self) -> bool:

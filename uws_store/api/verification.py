@@ -65,6 +65,7 @@ def verify(
     workers: int = 1,
     record: bool = False,
     signed_off_by: str | None = None,
+    log: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> VerifyResult:
     """Check a family, or one task: every object, every reconstructed tensor, the originals and scores where asked.
@@ -99,6 +100,9 @@ def verify(
         Publish what was found as a record of the family, whatever it is: see :func:`uws_store.api.show`.
     signed_off_by : str, optional
         With ``record``: who stands for it, such as a name and an address.
+    log : bool
+        Also read the registry's log from its first commit, and hold every snapshot to what the commits say: one request
+        for each of these.
     progress : callable, optional
         See :func:`uws_store.build`.
 
@@ -134,6 +138,7 @@ def verify(
     )
     as_of = opened.registry.state()
     state = as_of.family(family)
+    damage = opened.registry.audit() if log else ()
     entries = (
         [opened.resolve(task)]
         if task is not None
@@ -151,10 +156,11 @@ def verify(
         family=family,
         basis_objects=basis_objects,
         models=tuple(verdicts),
-        problems=problems + _check_records(opened.registry, state),
+        problems=damage + problems + _check_records(opened.registry, state),
         not_compared=tuple(uncompared),
         evaluation=examiner.identity if examiner else None,
         scores=summarise_sides((verdict.task, one) for verdict in verdicts for one in verdict.scores),
+        commits=as_of.number if log else None,
     )
     if not record:
         return result

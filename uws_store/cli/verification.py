@@ -88,6 +88,12 @@ def _verify_parts(result: VerifyResult, *, compared: bool, safe: Sequence[str]) 
         yield "\n".join(f"  {problem} [{problem.kind}]" for problem in problems)
     else:
         yield f"checked {what}: all as recorded"
+    if result.commits is not None:
+        broken = sum(problem.loc.startswith("_log/") for problem in result.problems)
+        found = (
+            f"{counted(broken, 'problem')}, listed above" if broken else "each follows from the one before"
+        )
+        yield f"read the log from its first commit ({counted(result.commits, 'commit')}): {found}"
     if result.record is not None:
         yield f"\nrecorded as {result.record}"
     if result.not_compared:

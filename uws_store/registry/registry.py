@@ -28,6 +28,7 @@ from uws_store.metadata.document import problems_of
 from uws_store.metadata.log import Action, Commit, IndexEntry, RegistryDocument, new_nonce, utc_now
 from uws_store.registry.audit import audit
 from uws_store.registry.creation import create_registry
+from uws_store.registry.exclusive import seen_exclusive
 from uws_store.registry.fold import Draft
 from uws_store.registry.log import head_hint, read_limited
 from uws_store.registry.reading import View, after, open_view, read_on
@@ -48,6 +49,7 @@ _CHECKPOINT_BYTES = 128 << 10
 _ENTRY_BYTES = 250
 _MOST_ACTIONS = 4096
 _MAX_ATTEMPTS = 50
+_FRESH_S = 600.0
 _FIRST_WAIT_S = 0.005
 _LONGEST_WAIT_S = 1.0
 # Not the module's generator: forked writers would share its state and wait equally long.
@@ -74,6 +76,7 @@ class Registry:
         self._view = View()
         self._was_read = False
         self._is_exclusive = False
+        self._opened_at: float | None = None
 
     def __repr__(self) -> str:
         return f"Registry({self.url!r})"
@@ -188,17 +191,25 @@ class Registry:
         """Find the version that names stand for now; see :meth:`RegistryState.resolve`."""
         return self.state().resolve(family, task, revision=revision)
 
-    def publish(self, actions_for: Callable[[RegistryState], Sequence[Action]]) -> Commit:
+    def publish(
+        self,
+        actions_for: Callable[[RegistryState], Sequence[Action]],
+        *,
+        beside: Callable[[RegistryState], Mapping[str, bytes]] | None = None,
+    ) -> Commit:
         """Append one commit to the log; all its actions take effect, or none does.
 
-        Whatever the actions refer to must be staged before. Uncontended, it costs five requests, and the first time
-        one more.
+        Whatever the actions refer to must be staged before. Uncontended it costs five requests; two where the registry
+        was read for the first time just before, and one more where this machine has not yet seen the storage refuse to
+        replace an object.
 
         Parameters
         ----------
         actions_for : callable
             Makes the actions from the state they will follow. It is called again, with the newer state, whenever
             another writer was first; what it raises ends the publication with nothing written.
+        beside : callable, optional
+            Tells, from the state that will follow, objects to store along with the commit. Nothing depends on them.
 
         Returns
         -------
@@ -215,7 +226,7 @@ class Registry:
         FormatError
             When the log cannot be read.
         """
-        self.require_exclusive()
+        self.require_exclusive(may_remember=True)
         nonce = new_nonce()
         for attempt in range(_MAX_ATTEMPTS):
             if attempt:
@@ -225,7 +236,10 @@ class Registry:
             commit, draft = self._prepare(actions_for, view, nonce=nonce)
             data = commit.to_bytes()
             followed = after(view, commit, data, draft)
-            if not self._create_commit(commit, data, hints=head_hint(commit.number, tail=followed.tail)):
+            hints = head_hint(commit.number, tail=followed.tail)
+            if beside is not None:
+                hints |= beside(followed.state)
+            if not self._create_commit(commit, data, hints=hints):
                 continue
             with self._lock:
                 if self._view is view:  # else another thread has read further already
@@ -312,11 +326,17 @@ class Registry:
         found = open_view(self.storage)
         if found is not None:
             # The hint was right; who wrote on since did so behind it.
+            self._opened_at = time.monotonic()
             return read_on(self.storage, found, look_beyond=False)
         return read_on(self.storage, View(), look_beyond=True)
 
-    def require_exclusive(self) -> None:
+    def require_exclusive(self, *, may_remember: bool = False) -> None:
         """Refuse to publish where another's commit could be overwritten; asked once, with one request.
+
+        Parameters
+        ----------
+        may_remember : bool
+            Do not ask when this machine has seen the answer within a week.
 
         Raises
         ------
@@ -324,7 +344,11 @@ class Registry:
             When the storage ignores conditions (``storage/not-exclusive``), cannot be written to, or fails.
         """
         if not self._is_exclusive and self.document.writers != "one":
-            require_exclusive(self.storage, REGISTRY_DOCUMENT, self.document.to_bytes())
+            seen = seen_exclusive(self.storage, self.document.id)
+            if not (may_remember and seen is not None and seen.is_recent()):
+                require_exclusive(self.storage, REGISTRY_DOCUMENT, self.document.to_bytes())
+                if seen is not None:
+                    seen.note()
         self._is_exclusive = True
 
     def _view_to_follow(self) -> View:
@@ -332,6 +356,10 @@ class Registry:
         with self._lock:
             if not self._was_read:
                 self._view, self._was_read = self._first_view(), True
+            opened_at, self._opened_at = self._opened_at, None
+            if opened_at is not None and time.monotonic() - opened_at < _FRESH_S:
+                # Its end was looked at just now; who wrote since makes the creation fail, and then all is looked at.
+                return self._view
             view = read_on(self.storage, self._view, look_beyond=True, use_hint=False)
             number = view.state.number
             if view is self._view and number and self.storage.size(commit_path(number)) is None:

@@ -64,6 +64,11 @@ __all__ = ["export", "verify"]
     help="Models checked at a time, in threads. Evaluations run one at a time.",
 )
 @click.option(
+    "--log",
+    is_flag=True,
+    help="Also read the registry's log from its first commit, and hold every snapshot to it.",
+)
+@click.option(
     "--signature",
     metavar="PATH",
     help="Hold the family to its signature first: a PEM file with the Ed25519 public key of whoever is trusted.",

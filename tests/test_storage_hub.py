@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from cli_support import make_small_zoo, run, run_well
 from hub_support import LFS_BYTES, TOKEN, Hub, hub_server
+from safetensors.torch import load_file, save_file
 from storage_support import found_family, next_models
 from test_storage import StorageTests
+from zoo_support import make_zoo
 
 from uws_store import add, build, load_model, open_family
-from uws_store.api import open_registry
+from uws_store.api import open_registry, publish_card, push
 from uws_store.errors import InvalidInputError, StorageError
 from uws_store.registry import Registry
 from uws_store.storage import Storage, open_storage
@@ -249,3 +251,84 @@ def test_other_options_are_refused(repo: str) -> None:
     ran = run("list", "--registry", f"hf://{repo}", "--storage-option", f"secret={TOKEN}")
     assert ran.error_kind == "invalid-input/storage-option"
     assert TOKEN not in ran.stderr
+
+
+class TestCard:
+    """The README.md that a push writes, in its own commit."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Registry:
+        registry = Registry.init(str(tmp_path / "source"))
+        build(make_small_zoo(tmp_path / "zoo", models=3), family="f", registry=registry)
+        return registry
+
+    def test_a_push_writes_it_in_its_one_commit_and_refreshes_it(
+        self, hub: Hub, repo: str, options: dict[str, object], source: Registry, tmp_path: Path
+    ) -> None:
+        target = open_registry(f"hf://{repo}", create=True, storage_options=options)
+        push("f", target, registry=source)
+        assert len(commits(hub, repo)) == 2
+        files = hub.repos[f"models/{repo}"].files
+        shown = files["README.md"].decode()
+        assert shown.startswith("---\nlibrary_name: uws-store\n")
+        assert "| models | 3 |" in shown
+        assert f"registry='hf://{repo}'" in shown
+        assert TOKEN not in shown
+        # The source knows less than the target: what was added there is in the card too.
+        weights = load_file(tmp_path / "zoo" / "task-00.safetensors")
+        for number, (task, registry) in enumerate({"there": target, "here": source}.items(), start=1):
+            path = tmp_path / f"{task}.safetensors"
+            save_file({name: (1 + 0.1 * number) * held for name, held in weights.items()}, path)
+            add(path, family="f", registry=registry)
+        push("f", target, "here", registry=source)
+        assert len(commits(hub, repo)) == 4
+        shown = files["README.md"].decode()
+        assert "| models | 5 |" in shown
+        assert "| here |" in shown
+        assert "| there |" in shown
+        assert publish_card("f", registry=target) == shown
+        assert len(commits(hub, repo)) == 4
+
+    def test_one_that_was_written_by_hand_stays(
+        self, hub: Hub, repo: str, options: dict[str, object], source: Registry, served: tuple[Hub, str]
+    ) -> None:
+        target = open_registry(f"hf://{repo}", create=True, storage_options=options)
+        files = hub.repos[f"models/{repo}"].files
+        files["README.md"] = b"# Mine"
+        push("f", target, registry=source)
+        assert files["README.md"] == b"# Mine"
+        there = [f"--storage-option=endpoint={served[1]}", f"--storage-option=token={TOKEN}"]
+        there += ["--registry", f"hf://{repo}"]
+        assert run("card", "f", "--publish", *there).error_kind == "already-exists/file"
+        run_well("card", "f", "--publish", "--overwrite", *there)
+        assert files["README.md"].startswith(b"---\nlibrary_name: uws-store\n")
+        assert len(commits(hub, repo)) == 3
+
+    def test_a_registry_below_a_folder_or_elsewhere_shows_none(
+        self, hub: Hub, repo: str, options: dict[str, object], source: Registry
+    ) -> None:
+        push("f", open_registry(f"hf://{repo}/a", create=True, storage_options=options), registry=source)
+        assert "README.md" not in hub.repos[f"models/{repo}"].files
+        with pytest.raises(InvalidInputError) as caught:
+            publish_card("f", registry=source)
+        assert caught.value.kind == "invalid-input/no-card"
+
+    def test_a_family_takes_three_files_for_each_model_and_few_beside(
+        self, hub: Hub, repo: str, options: dict[str, object], tmp_path: Path
+    ) -> None:
+        models = 45
+        shapes: dict[str, tuple[int, ...]] = {}
+        for block in range(4):
+            shapes |= {
+                f"blocks.{block}.{part}.weight": (16, 16) for part in ("q", "k", "v", "o", "up", "down")
+            }
+            shapes |= {f"blocks.{block}.{part}.bias": (16,) for part in ("q", "k", "v", "o", "up", "down")}
+        shapes |= {f"{name}.weight": (16,) for name in ("norm", "first", "last")}
+        shapes |= {"patch.weight": (16, 16), "patch.bias": (16,), "position": (17, 16), "token": (1, 16)}
+        assert len(shapes) == 55
+        source = Registry.init(str(tmp_path / "wide"))
+        zoo = make_zoo(tmp_path / "wide-zoo", models=models, shapes=shapes)
+        build(zoo, family="digits", registry=source)
+        push("digits", open_registry(f"hf://{repo}", create=True, storage_options=options), registry=source)
+        assert len(commits(hub, repo)) == 2
+        assert len(hub.repos[f"models/{repo}"].files) <= 3 * models + 25

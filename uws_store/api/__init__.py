@@ -39,6 +39,7 @@ from uws_store.api.publish import add, build
 from uws_store.api.recording import VerificationSummary
 from uws_store.api.restore import ExportResult, export, export_name, file_name_of
 from uws_store.api.results import AddResult, BuildResult, ExtendResult, ModelResult
+from uws_store.api.showing import publish_card
 from uws_store.api.signatures import SignatureResult, check_signature, sign
 from uws_store.api.verdicts import ModelVerdict, VerifyResult
 from uws_store.api.verification import verify
@@ -89,6 +90,7 @@ __all__ = [
     "open_family",
     "open_registry",
     "plan",
+    "publish_card",
     "pull",
     "push",
     "read_plan",

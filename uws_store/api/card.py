@@ -1,6 +1,7 @@
 """A family's model card: what it is, how many models, how much smaller, what was measured, how to load it.
 
-Owns the text and the metadata that the Hub indexes. Everything in it is told by the records.
+Owns the text, the metadata that the Hub indexes, and the line by which a text of ours is told from another's.
+Everything in it is told by the records.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from uws_store.api.inspect import FamilySummary, ModelSummary, show
 from uws_store.fidelity import FamilyScore, summarise
 from uws_store.registry import Registry
 
-__all__ = ["card"]
+__all__ = ["card", "is_ours"]
 
 _SHOWN_MODELS = 50
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ._/-]*")
@@ -55,6 +56,17 @@ def card(family: str, *, registry: str | Registry | None = None, repository: str
     return "".join(f"{line}\n" for line in _lines(summary, models, scores, repository or "URL"))
 
 
+def is_ours(text: bytes, family: str) -> bool:
+    """Tell whether a README.md was written by :func:`card` for this family, and not taken over by hand since."""
+    return _mark(family).encode() in text
+
+
+def _mark(family: str) -> str:
+    return (
+        f"<!-- Written by uws-store for the family {family}; remove this line to keep a text of your own. -->"
+    )
+
+
 def _lines(
     family: FamilySummary, models: Sequence[ModelSummary], scores: Sequence[FamilyScore], url: str
 ) -> Iterator[str]:
@@ -62,6 +74,8 @@ def _lines(
     source = sum(model.source_bytes for model in models)
     compact = family.basis_bytes + sum(model.compact_bytes for model in models)
     exact = [model for model in models if model.exact]
+    yield _mark(family.name)
+    yield ""
     yield f"# {_text(family.name)}"
     yield ""
     yield (

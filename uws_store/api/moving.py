@@ -7,13 +7,14 @@ storages only as such: any two registries will do.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 from uws_store import layout
 from uws_store.api.cache import at_source
 from uws_store.api.family import open_registry
+from uws_store.api.showing import card_beside
 from uws_store.basis import ARRAYS, Basis, array_record
 from uws_store.builder import Progress
 from uws_store.errors import FormatError, IncompatibleError, InvalidInputError
@@ -113,7 +114,8 @@ def push(
     to its digest before it is sent and again as the far end gives it back. Then names follow: in a registry that has
     no such task, versions keep their integers; in one that has, what is new gets its next versions. Aliases that are
     not there are set, others are left and told. What a model's record says of its origin goes with it, and with a whole
-    family the records of its verifications.
+    family the records of its verifications. At the root of a repository of the Hub the family's model card goes into the
+    same commit, unless another README.md is there.
 
     Parameters
     ----------
@@ -210,12 +212,20 @@ def _move(
     entries = _wanted(state, here, task)
     _require_architecture(here, target.state(), family)
     with Publication(target.storage) as publication:
-        transfer = _Transfer(source.storage, target.storage, publication)
+        reached = _reached(target.state(), family)
+        transfer = _Transfer(source.storage, target.storage, publication, reached=reached)
         transfer.family(here, entries, whole=family not in target.state().families, progress=progress)
         if task is None:
             transfer.verifications(family, _newer_records(here, target.state()))
         publication.settle()
-        names, commits = _publish(target, here, entries, whole=task is None, move_aliases=move_aliases)
+        names, commits = _publish(
+            target,
+            here,
+            entries,
+            whole=task is None,
+            move_aliases=move_aliases,
+            beside=card_beside(family, source, target),
+        )
     return MoveResult(
         family=family,
         source=source.url,
@@ -248,10 +258,22 @@ def _require_architecture(here: FamilyState, there: RegistryState, family: str) 
         )
 
 
+def _reached(state: RegistryState, family: str) -> frozenset[str]:
+    """Folders of the bases and models that names of a family stand for."""
+    there = state.families.get(family)
+    if there is None:
+        return frozenset()
+    bases = (layout.basis_prefix(family, basis.digest) for basis in there.bases.values())
+    return frozenset((*bases, *(layout.model_prefix(family, entry.digest) for entry in there.models())))
+
+
 class _Transfer:
     """Objects on their way, several at once."""
 
-    def __init__(self, source: Storage, target: Storage, publication: Publication) -> None:
+    def __init__(
+        self, source: Storage, target: Storage, publication: Publication, *, reached: Collection[str]
+    ) -> None:
+        self._reached = reached
         self.source = source
         self.target = target
         self.publication = publication
@@ -286,7 +308,10 @@ class _Transfer:
                     # The group document last: what has one is whole.
                     fresh.append(self._bring(objects[-1]))
                     sizes = {entry.path.removeprefix(f"{prefix}/"): entry.size_bytes for entry in objects}
-                    self.publication.stored(prefix, sizes, reused=not all(fresh))
+                    # What a name reaches now no collector removes within its grace period: it is no garbage yet.
+                    self.publication.stored(
+                        prefix, sizes, reused=prefix not in self._reached and not all(fresh)
+                    )
                     done += 1
                     if progress is not None:
                         progress("transferring", done, len(groups))
@@ -365,6 +390,7 @@ def _publish(
     *,
     whole: bool,
     move_aliases: bool,
+    beside: Callable[[RegistryState], Mapping[str, bytes]] | None,
 ) -> tuple[_Names, tuple[int, ...]]:
     """Let the names follow, in as few commits as they fit into."""
     commits: list[int] = []
@@ -385,7 +411,7 @@ def _publish(
             return made[-1].actions[: _cut(made[-1].actions)]
 
         if actions(target.state()):
-            commits.append(target.publish(actions).number)
+            commits.append(target.publish(actions, beside=beside).number)
         first = first or made[-1]
         if _cut(made[-1].actions) == len(made[-1].actions):
             return first, tuple(commits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uws_store.api import cache_contents, card, check_signature, clear_cache, gc, sign
+from uws_store.api import cache_contents, card, check_signature, clear_cache, gc, publish_card, sign
 from uws_store.cli.output import Output, columns, counted, facts, size
 from uws_store.errors import AlreadyExistsError, StorageError
 from uws_store.registry import Registry, Removal
@@ -83,6 +83,7 @@ def run_card(
     path: str | None,
     *,
     place: str | None,
+    publish: bool,
     overwrite: bool,
     output: Output,
     registry: str | None,
@@ -93,7 +94,10 @@ def run_card(
         raise AlreadyExistsError(
             f"{target} is there already; name another file, or give --overwrite", kind="already-exists/file"
         )
-    text = card(family, registry=registry, repository=place)
+    if publish:
+        text = publish_card(family, registry=registry, overwrite=overwrite)
+    else:
+        text = card(family, registry=registry, repository=place)
     if target is not None:
         try:
             target.write_text(text, encoding="utf-8")
@@ -101,6 +105,8 @@ def run_card(
             raise StorageError(f"cannot write {target}: {error}", kind="storage/io") from error
     if output.as_json:
         output.document({"family": family, "path": target, "card": text})
+    elif publish:
+        output.notice("wrote the card into the repository")
     elif target is None:
         output.names(text.splitlines())
     else:

@@ -186,11 +186,17 @@ class HubStorage(RemoteStorage):
         One word that stands for the repository, and the prefix within it.
     url : StorageUrl
         What opens this storage again.
+
+    Attributes
+    ----------
+    card_path : str or None
+        Where the text stands that the Hub shows; None for a storage below a folder of the repository.
     """
 
     def __init__(self, backend: HubBackend, root: str, *, url: StorageUrl) -> None:
         super().__init__(backend, root, url=url)
         self._hub = backend
+        self.card_path = None if "/" in root else "README.md"
 
     def put_if_absent(self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None) -> bool:
         """See :meth:`Storage.put_if_absent`; one commit for the object, its hints and all that was staged."""

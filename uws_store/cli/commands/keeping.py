@@ -89,11 +89,17 @@ def cache(*, action: str, output: Output, registry: str | None) -> None:
     Example(
         "uws-store card vit-digits -o README.md --url hf://org/vit-digits", "for a repository of the Hub"
     ),
+    Example(
+        "uws-store card vit-digits --publish --registry hf://org/vit-digits", "refresh what the Hub shows"
+    ),
 )
 @click.argument("family")
 @click.option("-o", "--output", "path", metavar="PATH", help="Write it to a file.")
 @click.option(
     "--url", "place", metavar="URL", help="Where readers will find the family; the card tells how to load it."
+)
+@click.option(
+    "--publish", is_flag=True, help="Write it into the registry's own repository of the Hub, as a push does."
 )
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def card(
@@ -101,17 +107,25 @@ def card(
     family: str,
     path: str | None,
     place: str | None,
+    publish: bool,
     overwrite: bool,
     output: Output,
     registry: str | None,
 ) -> None:
     """Write a family's model card: what it is, how many models, sizes, scores, how to load it.
 
-    It is Markdown with the metadata that the Hub indexes, told by the records alone.
+    It is Markdown with the metadata that the Hub indexes, told by the records alone. A push to the root of a repository
+    of the Hub writes it too. A README.md that was written by hand is not replaced without --overwrite.
     """
     from uws_store.cli.keeping import run_card
 
-    run_card(family, path, place=place, overwrite=overwrite, output=output, registry=registry)
+    if publish and (path is not None or place is not None):
+        raise click.UsageError(
+            "--publish writes to the registry's own repository; leave out --output and --url"
+        )
+    run_card(
+        family, path, place=place, publish=publish, overwrite=overwrite, output=output, registry=registry
+    )
 
 
 @command(

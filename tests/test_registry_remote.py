@@ -140,7 +140,9 @@ def test_what_a_storage_was_seen_to_refuse_is_remembered_for_its_address_alone(
 
 
 def test_a_commit_of_another_writer_since_the_first_reading_is_followed(endpoint: str, url: str) -> None:
-    open_one = lambda: Registry.over(open_storage(url, storage_options=s3_options(endpoint)), create=True)  # noqa: E731
+    def open_one() -> Registry:
+        return Registry.over(open_storage(url, storage_options=s3_options(endpoint)), create=True)
+
     open_one().publish(found_family("first"))
     late = open_one()
     late.state()

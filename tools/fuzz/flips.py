@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from targets import VECTORS, files_below
 from torch import Tensor
@@ -23,8 +24,6 @@ from uws_store.tensor_bytes import digest_of
 
 __all__ = ["Flip", "choose", "damaged_reads"]
 
-_FAMILY = "vectors"
-
 
 @dataclass(frozen=True, slots=True)
 class Flip:
@@ -35,10 +34,10 @@ class Flip:
     bit: int
 
 
-def choose(*, per_object: int | None, seed: int) -> Iterator[Flip]:
+def choose(*, per_object: int | None, seed: int, registry: Path = VECTORS) -> Iterator[Flip]:
     """Choose bits to flip: one random bit of every byte, or of some bytes of every object."""
     source = random.Random(seed)  # noqa: S311 - nothing secret
-    for path, data in files_below(VECTORS).items():
+    for path, data in files_below(registry).items():
         places: Iterable[int] = range(len(data))
         if per_object is not None and per_object < len(data):
             places = sorted(source.sample(range(len(data)), per_object))
@@ -46,7 +45,7 @@ def choose(*, per_object: int | None, seed: int) -> Iterator[Flip]:
             yield Flip(path, at, source.randrange(8))
 
 
-def damaged_reads(flips: Iterable[Flip]) -> tuple[Counter[str], list[str]]:
+def damaged_reads(flips: Iterable[Flip], *, registry: Path = VECTORS) -> tuple[Counter[str], list[str]]:
     """Read the family with each bit flipped.
 
     Returns
@@ -57,7 +56,7 @@ def damaged_reads(flips: Iterable[Flip]) -> tuple[Counter[str], list[str]]:
     findings : list of str
         Flips that gave wrong weights, or raised anything but a UwsError.
     """
-    files = files_below(VECTORS)
+    files = files_below(registry)
     expected = _read(files)
     newest = max(path for path in files if path.startswith("_log/0"))
     outcomes: Counter[str] = Counter()
@@ -89,10 +88,14 @@ def _read(files: dict[str, bytes], *, only: str = "") -> dict[str, str]:
     storage = MemoryStorage(hashlib.sha256(repr((only, hash(files.get(only)))).encode()).hexdigest()[:32])
     for path, data in files.items():
         storage.put(path, data)
-    family = open_family(_FAMILY, registry=Registry.over(storage))
-    state = family.registry.state().family(_FAMILY)
+    opened = Registry.over(storage)
+    # A damaged log may name another family.
+    name = min(opened.state().families)
+    family = open_family(name, registry=opened)
+    state = opened.state().family(name)
     entries = [entry for task in state.tasks.values() for entry in task.versions.values()]
     said = [
+        (name, [], []),
         *sorted(
             (task.name, sorted(task.versions), sorted(task.aliases.items())) for task in state.tasks.values()
         ),

@@ -14,10 +14,11 @@ import sys
 import time
 import warnings
 from collections import Counter
+from pathlib import Path
 
 from flips import choose, damaged_reads
 from mutate import mutate
-from targets import TARGETS, Target
+from targets import TARGETS, VECTORS, Target
 
 from uws_store.errors import UwsError
 
@@ -30,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fuzz every parser and decoder.")
     parser.add_argument("--iterations", type=int, default=2000, help="mutations per target (default: 2000)")
     parser.add_argument("--flips", default="8", help="bytes per stored object to flip, or all (default: 8)")
+    parser.add_argument(
+        "--registry", type=Path, default=VECTORS, help="whose bits are flipped (default: the vectors)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", help="some of: " + ", ".join(target.name for target in TARGETS))
     parser.add_argument("--coverage", metavar="TARGET", help="run one target under atheris")
@@ -46,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.flips != "0":
         per_object = None if options.flips == "all" else int(options.flips)
         started_s = time.perf_counter()
-        outcomes, found = damaged_reads(choose(per_object=per_object, seed=options.seed))
+        outcomes, found = damaged_reads(
+            choose(per_object=per_object, seed=options.seed, registry=options.registry),
+            registry=options.registry,
+        )
         findings += found
         print(
             f"flipped bits: {outcomes.total()} in {time.perf_counter() - started_s:.0f} s, {len(found)} findings"

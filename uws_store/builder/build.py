@@ -404,9 +404,10 @@ class _Zoo:
     def guarded(self, fits: list[TensorFit], step: float, report: Progress) -> list[TensorFit]:
         """Fit anew what a plain coder stores in less on encoded models, and what does not pay for its arrays.
 
-        A plan that was given is followed.
+        A plan that was given is followed. The weights are looked at again only where they are still in memory: a zoo
+        whose slices do not fit is read twice, and not a third time.
         """
-        for everything in (False, True) if not self.decided else ():
+        for everything in (False, True) if not self.decided and self.members.is_small else ():
             plain = beaten_by_plain(
                 fits,
                 self.members.checkpoints,

@@ -29,6 +29,9 @@ _LAZY_BYTES = 96 << 20
 _FULL_SIDE = 1024
 """Extent of a side beyond which its factor is in blocks."""
 
+_FOLDS, _FOLDED_MODELS, _FOLDED_ELEMENTS = 4, 16, 1 << 18
+"""How often the planner fits a tensor that is this small at most."""
+
 _UNKNOWN_BASE_BYTES = 400 << 20
 _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", start=1):
@@ -205,7 +208,9 @@ class MemoryProjection:
         held = held_members(m * n, self.members)
         # The changes, the planner's own copy, and what it measures a candidate with; moments and their eigenvectors.
         sides = min(m, _FULL_SIDE) ** 2 + min(n, _FULL_SIDE) ** 2
-        return _REAL * (m * n * (2 * held + 16) + 8 * sides)
+        # A small zoo is fitted several times over, and each of these fits keeps its moments and factors.
+        folds = _FOLDS if held <= _FOLDED_MODELS and m * n <= _FOLDED_ELEMENTS else 1
+        return _REAL * (m * n * (2 * held + 16) + (4 + 4 * folds) * sides)
 
     def _largest(self, workers: int, need: Callable[[int, int], int]) -> int:
         return sum(sorted((need(m, n) for m, n in self.matrices), reverse=True)[:workers])

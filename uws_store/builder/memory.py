@@ -23,7 +23,7 @@ _REAL = 8
 _WORKER_BYTES = 450 << 20
 """A worker's process before it has read anything: the interpreter and torch."""
 
-_LAZY_BYTES = 96 << 20
+_LAZY_BYTES = 160 << 20
 """What libraries take when they are first used."""
 
 _FULL_SIDE = 1024
@@ -155,7 +155,13 @@ class MemoryProjection:
         fitting = fits + self._largest(workers, self._fit_bytes)
         # The mean on its grid, packed, encoded and read back; the order of all coefficients and what is sorted by it.
         assembling = fits + whole * 30
-        return self._total(workers, max(survey, fitting, assembling) + self.pinned_bytes)
+        # A zoo that stays in memory is compared with a plain coder: integers of both for the sampled models, the order of
+        # one model's, and the weights of one tensor with what they are quantised by.
+        comparing = 0.0
+        if self.pinned_bytes:
+            comparing = fits + whole * (8 * self.sampled + 24)
+            comparing += max(self.elements, default=0) * self.sampled * 4 * _REAL
+        return self._total(workers, max(survey, fitting, assembling, comparing) + self.pinned_bytes)
 
     def encoding_bytes(self, workers: int) -> int:
         """Peak while models are encoded."""

@@ -13,6 +13,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import zarr
+from independent_documents import Refusal
+from independent_reader import read_array
 from spec_support import (
     VECTORS,
     Json,
@@ -174,3 +176,7 @@ def test_a_record_of_one_chunk_that_is_too_long_is_refused() -> None:
     record = encode_array(np.zeros(300, np.int16), chunk=4096, page=256).record
     with pytest.raises(ValueError, match="16777216"):
         type(record).model_validate({**record.model_dump(), "length": 2**24 + 1})
+    chunk = {"dtype": "int16", "length": 2**24 + 1, "page": 256, "shards": []}
+    with pytest.raises(Refusal) as refused:
+        read_array(Path(), "core", chunk)
+    assert refused.value.rule == "R-ARRAY-11"

@@ -35,7 +35,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def registry(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     url = str(tmp_path_factory.mktemp("registry"))
-    uws_store.build(zoo, family="nets", registry=url, rel_error=0.02, exact=True)
+    uws_store.build(zoo, family="nets", registry=url, rel_error=0.02, exact=True, exact_overhead=1.0)
     return url
 
 

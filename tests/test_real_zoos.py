@@ -69,9 +69,9 @@ def _mean(score: Any, family: uws_store.Family, tasks: list[str], *, tier: Any, 
 def test_wake_words_are_still_heard(tmp_path: Path) -> None:
     registry = str(tmp_path / "registry")
     part, held = _split(ZOOS / "wakewords", tmp_path / "zoo")
-    uws_store.build(part, family="wake", registry=registry, change_error=0.01, exact=True)
+    uws_store.build(part, family="wake", registry=registry, change_error=0.01, exact=True, exact_overhead=1.0)
     for path in held:
-        uws_store.add(path, family="wake", registry=registry, exact=True)
+        uws_store.add(path, family="wake", registry=registry, exact=True, exact_overhead=1.0)
     family = uws_store.open_family("wake", registry=registry)
     tasks = list(family)[::4]
     score = _score("wakeword_auc")

@@ -55,7 +55,7 @@ def publish_from(registry: Registry, tasks_of: Callable[[int], list[str]]) -> li
         writer.start()
     numbers: list[int] = []
     for receiver, _ in pipes:
-        assert receiver.poll(150)
+        assert receiver.poll(400)
         numbers += receiver.recv()
     for writer in writers:
         writer.join(30)

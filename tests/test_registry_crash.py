@@ -162,7 +162,7 @@ def test_a_build_that_dies_anywhere_leaves_what_was_and_the_next_goes_on(place: 
     writes = die_everywhere(
         place, lambda registry, k: build(zoo, family=f"new-{k}", registry=registry, executor="serial")
     )
-    assert writes >= 2
+    assert writes >= 1
     assert Registry.over(place()).audit() == ()
 
 
@@ -177,7 +177,7 @@ def test_an_addition_that_dies_anywhere_leaves_what_was_and_the_next_goes_on(
         save_file({name: value + 1e-3 * k for name, value in weights.items()}, path)
         add(path, family="old", registry=registry)
 
-    assert die_everywhere(place, step) >= 2
+    assert die_everywhere(place, step) >= 1  # the Hub takes all of a publication in one
     assert Registry.over(place()).audit() == ()
 
 
@@ -193,5 +193,5 @@ def test_a_push_that_dies_anywhere_leaves_what_was_and_the_next_goes_on(
             build(zoo, family=f"new-{k}", registry=source, executor="serial")
         push(f"new-{k}", target, registry=source)
 
-    assert die_everywhere(place, step) >= 2
+    assert die_everywhere(place, step) >= 1  # the Hub takes all of a publication in one
     assert Registry.over(place()).audit() == ()

@@ -84,7 +84,8 @@ def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) ->
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="uws-store COMMAND --help explains a command and gives examples. Exit codes: 0 done, 1 verification found "
-    "something wrong, 2 an error, 130 interrupted.",
+    "something wrong, 2 an error, 130 interrupted. Guides: docs/guides. Format: spec/uws-1.md. The subspaces: "
+    "https://arxiv.org/abs/2512.05117",
 )
 @click.option(
     "--version",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,7 +30,18 @@ def moto() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["disk", "s3", "hub"])
+@pytest.fixture(
+    params=[
+        "disk",
+        "s3",
+        pytest.param(
+            "hub",
+            marks=pytest.mark.skipif(
+                (os.cpu_count() or 1) < 4, reason="sixteen processes against a stand-in need four cores"
+            ),
+        ),
+    ]
+)
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
     if request.param == "disk":
         yield Registry.init(str(tmp_path / "registry"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections import Counter
@@ -54,8 +55,13 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registr
             yield Registry.init(StorageUrl("hf://team/registry", options))
 
 
-def publish_from(registry: Registry, tasks_of: Callable[[int], list[str]]) -> list[int]:
-    """Publish from many processes at once; gives the numbers of all commits that were acknowledged."""
+def publish_from(
+    registry: Registry, tasks_of: Callable[[int], list[str]], *, may_fail: bool = False
+) -> list[int]:
+    """Publish from many processes at once; gives the numbers of all commits that were acknowledged.
+
+    A publisher that ends without an answer fails the test at once, unless it may (it met the loss itself).
+    """
     context = processes()
     barrier = context.Barrier(WRITERS)
     pipes = [context.Pipe(duplex=False) for _ in range(WRITERS)]
@@ -63,15 +69,17 @@ def publish_from(registry: Registry, tasks_of: Callable[[int], list[str]]) -> li
         context.Process(target=publish_many, args=(registry.url, barrier, tasks_of(number), sender))
         for number, (_, sender) in enumerate(pipes)
     ]
-    for writer in writers:
+    for writer, (_, sender) in zip(writers, pipes, strict=True):
         writer.start()
+        sender.close()
     numbers: list[int] = []
     for receiver, _ in pipes:
         assert receiver.poll(400)
-        numbers += receiver.recv()
+        with contextlib.suppress(EOFError):  # its exit code says so below
+            numbers += receiver.recv()
     for writer in writers:
         writer.join(30)
-        assert writer.exitcode == 0
+        assert may_fail or writer.exitcode == 0
     return numbers
 
 
@@ -101,6 +109,5 @@ def test_where_conditions_are_ignored_publishers_lose_what_they_were_told_is_pub
         url = StorageUrl(f"s3://{BUCKET}/{uuid.uuid4().hex}", s3_options(lying))
         registry = Registry.init(url, single_writer=True)
         registry.publish(found_family())
-        numbers = publish_from(registry, lambda number: ["shared"])
-        assert len(numbers) == WRITERS
-        assert len(set(numbers)) < WRITERS
+        numbers = publish_from(registry, lambda number: ["shared"], may_fail=True)
+        assert len(set(numbers)) < len(numbers)

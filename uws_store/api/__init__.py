@@ -5,6 +5,7 @@ Names are resolved and parts joined here; the command line and the package root 
 
 from __future__ import annotations
 
+from uws_store.api.adding import add
 from uws_store.api.analysis import analyze
 from uws_store.api.cache import cache_contents, clear_cache
 from uws_store.api.card import card
@@ -35,7 +36,7 @@ from uws_store.api.names import (
     set_alias,
 )
 from uws_store.api.planning import plan, read_plan, save_plan
-from uws_store.api.publish import add, build
+from uws_store.api.publish import build
 from uws_store.api.recording import VerificationSummary
 from uws_store.api.restore import ExportResult, export, export_name, file_name_of
 from uws_store.api.results import AddResult, BuildResult, ExtendResult, ModelResult

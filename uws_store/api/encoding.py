@@ -7,7 +7,7 @@ for it. Stores objects; publishes nothing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from uws_store import layout
@@ -40,6 +40,7 @@ __all__ = [
     "option_of",
     "put_objects",
     "remarks_on_promise",
+    "sizes_of",
 ]
 
 
@@ -219,6 +220,11 @@ def put_objects(storage: Storage, prefix: str, objects: dict[str, bytes]) -> boo
     """Store objects in their order, each read back where it existed; tell whether all are new."""
     new = [put_verified(storage, f"{prefix}/{path}", data) for path, data in objects.items()]
     return all(new)
+
+
+def sizes_of(objects: Mapping[str, bytes]) -> dict[str, int]:
+    """Bytes of each object by its path."""
+    return {path: len(data) for path, data in objects.items()}
 
 
 def fidelity_of(basis: Basis) -> Fidelity:

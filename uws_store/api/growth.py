@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from uws_store import layout
+from uws_store.api.adding import require_architecture
 from uws_store.api.encoding import (
     EncodeJob,
     FamilyTarget,
@@ -20,9 +21,9 @@ from uws_store.api.encoding import (
     option_of,
     put_objects,
     remarks_on_promise,
+    sizes_of,
 )
 from uws_store.api.family import Family, open_registry
-from uws_store.api.publish import require_architecture
 from uws_store.api.results import AddResult, ExtendResult
 from uws_store.api.stored import StoredCheckpoint
 from uws_store.basis import Basis, step_of
@@ -122,9 +123,7 @@ def extend(
         members.checkpoints.drop()
         prefix = layout.basis_prefix(family, built.basis.digest)
         is_new = put_objects(opened.storage, prefix, built.objects)
-        publication.stored(
-            prefix, {path: len(data) for path, data in built.objects.items()}, reused=not is_new
-        )
+        publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
         target = FamilyTarget(opened.storage, family, built.basis)
         basis_bytes = built.size_bytes
         del builder, built
@@ -195,7 +194,7 @@ def rebase(
     InvalidInputError
         When it is on the newest revision already (``invalid-input/newest-basis``).
     UwsError
-        As of :func:`uws_store.api.publish.add`.
+        As of :func:`uws_store.api.adding.add`.
     """
     opened = open_registry(registry)
     entry = Family(opened, family).resolve(task)

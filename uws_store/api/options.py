@@ -1,11 +1,13 @@
-"""A caller's options, checked: the one fidelity that was asked for, and how many models to plan for."""
+"""A caller's options, checked: the one fidelity that was asked for, how many models to plan for, the price of exactness."""
 
 from __future__ import annotations
+
+import math
 
 from uws_store.builder import DEFAULT_FIDELITY, Fidelity, FidelityKind
 from uws_store.errors import InvalidInputError
 
-__all__ = ["choose_fidelity", "expected"]
+__all__ = ["choose_fidelity", "expected", "read_overhead"]
 
 
 def choose_fidelity(
@@ -48,3 +50,19 @@ def expected(models: int | None) -> int | None:
             f"expect_models is at least 1, not {models}", kind="invalid-input/expect-models"
         )
     return models
+
+
+def read_overhead(value: object) -> float:
+    """Check by what share tensors that are bit-identical may be larger for the sake of a compact tier.
+
+    Raises
+    ------
+    InvalidInputError
+        Not a finite number of at least 0 (``invalid-input/exact-overhead``).
+    """
+    if not (isinstance(value, int | float) and 0.0 <= value < math.inf):
+        raise InvalidInputError(
+            f"exact_overhead is a share of at least 0, such as 0.05, not {value!r}",
+            kind="invalid-input/exact-overhead",
+        )
+    return float(value)

@@ -1,4 +1,4 @@
-"""Putting models into a registry: building a family from a zoo, adding a checkpoint to one.
+"""Building a family from a zoo: the basis, every member on it, and the one commit that publishes them.
 
 Objects are stored first and one commit names them last, so that whatever ends the process early leaves the registry
 as it was.
@@ -8,34 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from uws_store import layout
-from uws_store.api.adapters import remarks_on_adapters, require_base, shapes_within
+from uws_store.api.adapters import remarks_on_adapters
 from uws_store.api.encoding import (
     EncodeJob,
     FamilyTarget,
     ModelEncoding,
     StoredModel,
     encode_and_store,
-    fidelity_of,
-    option_of,
     put_objects,
-    remarks_on_promise,
+    sizes_of,
 )
 from uws_store.api.family import open_registry
-from uws_store.api.options import choose_fidelity, expected
+from uws_store.api.options import choose_fidelity, expected, read_overhead
 from uws_store.api.planning import read_plan
-from uws_store.api.results import AddResult, BuildResult
-from uws_store.architecture import compare
-from uws_store.basis import Basis, step_of
+from uws_store.api.results import BuildResult
+from uws_store.basis import step_of
 from uws_store.builder import (
     EXACT_OVERHEAD,
-    AnalysisCache,
     BasisBuilder,
-    EncodedModel,
     Fidelity,
     Members,
     Progress,
@@ -44,9 +38,9 @@ from uws_store.builder import (
     piece_name,
     resumed,
 )
-from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, scan_zoo, task_of
+from uws_store.checkpoint import Renaming, scan_zoo
 from uws_store.config import cache_folder
-from uws_store.errors import AlreadyExistsError, IncompatibleError, InvalidInputError, NotFoundError
+from uws_store.errors import AlreadyExistsError, InvalidInputError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.fidelity import (
     EvaluationFunction,
@@ -56,14 +50,14 @@ from uws_store.fidelity import (
     summarise,
 )
 from uws_store.metadata.group import PLAIN_GROUP
-from uws_store.metadata.log import Action, BasisAction, FamilyAction, ModelAction
+from uws_store.metadata.log import Action, BasisAction, FamilyAction
 from uws_store.metadata.plan import PlanDocument
-from uws_store.names import check_family_name, check_task_name, collision_key
+from uws_store.names import check_family_name
 from uws_store.registry import Publication, Registry, RegistryState
 from uws_store.storage import Storage
 from uws_store.store import put_verified
 
-__all__ = ["add", "build", "require_architecture"]
+__all__ = ["build"]
 
 
 def build(
@@ -197,7 +191,7 @@ def build(
         on_miss=on_miss,
     )
     spec = ExecutorSpec.parse(executor, workers=workers)
-    overhead = _read_overhead(exact_overhead)
+    overhead = read_overhead(exact_overhead)
     with (
         Members(
             scan_zoo(zoo, storage_options=zoo_options),
@@ -246,7 +240,7 @@ def build(
         publication = held.enter_context(Publication(opened.storage))
         prefix = layout.basis_prefix(family, built.basis.digest)
         is_new = put_objects(opened.storage, prefix, built.objects)
-        publication.stored(prefix, _sizes(built.objects), reused=not is_new)
+        publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
         members.checkpoints.drop()
         target = FamilyTarget(opened.storage, family, built.basis)
         basis_bytes, sharing = built.size_bytes, builder.sharing
@@ -296,118 +290,6 @@ def build(
         )
 
 
-def add(
-    checkpoint: str | Path,
-    *,
-    family: str,
-    task: str | None = None,
-    registry: str | Registry | None = None,
-    evaluate: str | EvaluationFunction | None = None,
-    search_evaluate: str | EvaluationFunction | None = None,
-    metric: str | None = None,
-    higher_is_better: bool | None = None,
-    on_miss: OnMiss = "refuse",
-    exact: bool = False,
-    exact_overhead: float = EXACT_OVERHEAD,
-    rename: str | Path | Mapping[str, object] | None = None,
-    progress: Progress | None = None,
-) -> AddResult:
-    """Add a checkpoint to a family, onto its newest basis; no byte that is stored already changes.
-
-    A family that was built with ``max_drop`` keeps that promise for the new model when ``evaluate`` is given;
-    otherwise the model gets the family's step, and the result says that its score was not measured.
-
-    Parameters
-    ----------
-    checkpoint : str or Path
-        A checkpoint file or folder.
-    family : str
-        The family.
-    task : str, optional
-        Its name; by default the file's stem without a shard's number, or the folder's name. A task that exists gets its next version.
-    registry : str or Registry, optional
-        See :func:`build`.
-    evaluate, search_evaluate, metric, higher_is_better, on_miss
-        See :func:`build`; ``search_evaluate`` and ``on_miss`` are for families that were built with ``max_drop``.
-    exact : bool
-        Also store what makes every tensor bit-identical.
-    exact_overhead : float
-        See :func:`build`.
-    rename : str, Path or Mapping, optional
-        See :func:`build`.
-    progress : callable, optional
-        See :func:`build`.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such family or checkpoint.
-    IncompatibleError
-        When the checkpoint is of another architecture (``incompatible/architecture``), or an adapter for another base
-        model (``incompatible/base-model``).
-    FidelityError
-        When the model misses the family's promise (``fidelity/max-drop``).
-    UwsError
-        As in :func:`build`.
-    """
-    overhead = _read_overhead(exact_overhead)
-    opened = open_registry(registry)
-    path = Path(checkpoint)
-    name = check_task_name(task) if task is not None else task_of(path)
-    entry = opened.state().family(family).latest_basis
-    if entry is None:
-        raise NotFoundError(f"family {family!r} has no basis yet", kind="not-found/basis")
-    basis = Basis.open(opened.storage, layout.basis_prefix(family, entry.digest), digest=entry.digest)
-    fidelity = fidelity_of(basis)
-    request = read_request(
-        evaluate=evaluate,
-        search_evaluate=search_evaluate,
-        metric=metric,
-        higher_is_better=higher_is_better,
-        max_drop=fidelity.value if fidelity.kind == "max-drop" and evaluate is not None else None,
-        per_model=evaluate is not None and option_of(basis, "per-model") == "yes",
-        on_miss=on_miss,
-    )
-    with open_checkpoint(path) as found:
-        source = _under_names(found, Renaming.of(rename), task=name)
-        require_architecture(basis, source, family)
-        require_base(basis, source, family)
-        basis.prefetch()
-        judge = Judge(request, {name: source}, progress=progress) if request else None
-        if judge is not None:
-            judge.settle(basis)
-        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), judge, overhead)
-        model = encoding.encode(name, source, exact=exact)
-    prefix = layout.model_prefix(family, model.digest)
-
-    def actions(state: RegistryState) -> Sequence[Action]:
-        _require_spelling(state, family, name)
-        version = state.next_version(family, name)
-        return [_model_action(family, name, model, version=version, revision=entry.revision)]
-
-    with Publication(opened.storage) as publication:
-        is_new = put_objects(opened.storage, prefix, model.objects)
-        publication.stored(prefix, _sizes(model.objects), reused=not is_new)
-        publication.settle()
-        commit = opened.publish(actions)
-    published = next(action for action in commit.actions if isinstance(action, ModelAction))
-    remarks = remarks_on_promise(basis, fidelity, request)
-    return AddResult(
-        family=family,
-        registry=opened.url,
-        model=encoding.result(name, model, version=published.version, read=source.notices, remarks=remarks),
-        commit=commit.number,
-    )
-
-
-def _under_names(checkpoint: Checkpoint, rename: Renaming | None, *, task: str) -> Checkpoint:
-    if rename is None:
-        return checkpoint
-    found = rename.apply(task, checkpoint)
-    rename.require_used({task: found})
-    return found
-
-
 def _require_new(state: RegistryState, family: str) -> None:
     if family in state.families:
         raise AlreadyExistsError(
@@ -415,32 +297,6 @@ def _require_new(state: RegistryState, family: str) -> None:
             "or choose another name",
             kind="already-exists/family",
         )
-
-
-def _require_spelling(state: RegistryState, family: str, task: str) -> None:
-    other = state.family(family).taken.get(collision_key(task))
-    if other is not None and other != task:
-        raise AlreadyExistsError(
-            f"task {task!r} is too like the existing {other!r}: names must differ by more than case",
-            kind="already-exists/name",
-        )
-
-
-def require_architecture(basis: Basis, checkpoint: Checkpoint, family: str) -> None:
-    """Refuse a checkpoint of another architecture than the basis's, with the kind of the problem."""
-    own = {record.name: record.shape for record in basis.document.tensors}
-    # The family counts twice, so that its signature is the majority whatever the newcomer looks like.
-    report = compare({"a": own, "b": own, checkpoint.source: shapes_within(basis, checkpoint)})
-    newcomer = next(member for member in report.members if member.task == checkpoint.source)
-    if not newcomer.fits:
-        raise IncompatibleError(
-            f"{checkpoint.source} does not belong to family {family!r}: {newcomer.problem.message}",
-            kind=newcomer.problem.kind,
-        )
-
-
-def _sizes(objects: Mapping[str, bytes]) -> dict[str, int]:
-    return {path: len(data) for path, data in objects.items()}
 
 
 def _put_groups(storage: Storage, family: str) -> None:
@@ -456,15 +312,6 @@ def _require_reachable(registry: Registry, spec: ExecutorSpec) -> None:
             "or a registry on disk",
             kind="invalid-input/executor",
         )
-
-
-def _read_overhead(value: object) -> float:
-    if not (isinstance(value, int | float) and 0.0 <= value < math.inf):
-        raise InvalidInputError(
-            f"exact_overhead is a share of at least 0, such as 0.05, not {value!r}",
-            kind="invalid-input/exact-overhead",
-        )
-    return float(value)
 
 
 def _encode_all(
@@ -501,15 +348,3 @@ def _encode_all(
         is_new = target.put(model)
         result = encoding.result(task, model, version=1, read=checkpoint.notices)
         yield StoredModel.of(result, model, is_new=is_new)
-
-
-def _model_action(family: str, task: str, model: EncodedModel, *, version: int, revision: int) -> ModelAction:
-    return ModelAction(
-        family=family,
-        task=task,
-        version=version,
-        basis_revision=revision,
-        digest=model.digest,
-        size_bytes=model.size_bytes,
-        exact=model.document.exact_digests is not None,
-    )

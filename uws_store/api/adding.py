@@ -1,0 +1,181 @@
+"""Adding a checkpoint to a family, onto a basis that is there.
+
+Objects are stored first and one commit names them last, so that whatever ends the process early leaves the registry
+as it was. Must not know how a basis is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from uws_store import layout
+from uws_store.api.adapters import require_base, shapes_within
+from uws_store.api.encoding import (
+    ModelEncoding,
+    fidelity_of,
+    option_of,
+    put_objects,
+    remarks_on_promise,
+    sizes_of,
+)
+from uws_store.api.family import open_registry
+from uws_store.api.options import read_overhead
+from uws_store.api.results import AddResult
+from uws_store.architecture import compare
+from uws_store.basis import Basis
+from uws_store.builder import EXACT_OVERHEAD, AnalysisCache, EncodedModel, Progress
+from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, task_of
+from uws_store.errors import AlreadyExistsError, IncompatibleError, NotFoundError
+from uws_store.fidelity import EvaluationFunction, Judge, OnMiss, read_request
+from uws_store.metadata.log import Action, ModelAction
+from uws_store.names import check_task_name, collision_key
+from uws_store.registry import Publication, Registry, RegistryState
+
+__all__ = ["add", "require_architecture"]
+
+
+def add(
+    checkpoint: str | Path,
+    *,
+    family: str,
+    task: str | None = None,
+    registry: str | Registry | None = None,
+    evaluate: str | EvaluationFunction | None = None,
+    search_evaluate: str | EvaluationFunction | None = None,
+    metric: str | None = None,
+    higher_is_better: bool | None = None,
+    on_miss: OnMiss = "refuse",
+    exact: bool = False,
+    exact_overhead: float = EXACT_OVERHEAD,
+    rename: str | Path | Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+) -> AddResult:
+    """Add a checkpoint to a family, onto its newest basis; no byte that is stored already changes.
+
+    A family that was built with ``max_drop`` keeps that promise for the new model when ``evaluate`` is given;
+    otherwise the model gets the family's step, and the result says that its score was not measured.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        A checkpoint file or folder.
+    family : str
+        The family.
+    task : str, optional
+        Its name; by default the file's stem without a shard's number, or the folder's name. A task that exists gets its next version.
+    registry : str or Registry, optional
+        See :func:`uws_store.api.publish.build`.
+    evaluate, search_evaluate, metric, higher_is_better, on_miss
+        See :func:`uws_store.api.publish.build`; ``search_evaluate`` and ``on_miss`` are for families that were built with ``max_drop``.
+    exact : bool
+        Also store what makes every tensor bit-identical.
+    exact_overhead : float
+        See :func:`uws_store.api.publish.build`.
+    rename : str, Path or Mapping, optional
+        See :func:`uws_store.api.publish.build`.
+    progress : callable, optional
+        See :func:`uws_store.api.publish.build`.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such family or checkpoint.
+    IncompatibleError
+        When the checkpoint is of another architecture (``incompatible/architecture``), or an adapter for another base
+        model (``incompatible/base-model``).
+    FidelityError
+        When the model misses the family's promise (``fidelity/max-drop``).
+    UwsError
+        As in :func:`uws_store.api.publish.build`.
+    """
+    overhead = read_overhead(exact_overhead)
+    opened = open_registry(registry)
+    path = Path(checkpoint)
+    name = check_task_name(task) if task is not None else task_of(path)
+    entry = opened.state().family(family).latest_basis
+    if entry is None:
+        raise NotFoundError(f"family {family!r} has no basis yet", kind="not-found/basis")
+    basis = Basis.open(opened.storage, layout.basis_prefix(family, entry.digest), digest=entry.digest)
+    fidelity = fidelity_of(basis)
+    request = read_request(
+        evaluate=evaluate,
+        search_evaluate=search_evaluate,
+        metric=metric,
+        higher_is_better=higher_is_better,
+        max_drop=fidelity.value if fidelity.kind == "max-drop" and evaluate is not None else None,
+        per_model=evaluate is not None and option_of(basis, "per-model") == "yes",
+        on_miss=on_miss,
+    )
+    with open_checkpoint(path) as found:
+        source = _under_names(found, Renaming.of(rename), task=name)
+        require_architecture(basis, source, family)
+        require_base(basis, source, family)
+        basis.prefetch()
+        judge = Judge(request, {name: source}, progress=progress) if request else None
+        if judge is not None:
+            judge.settle(basis)
+        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), judge, overhead)
+        model = encoding.encode(name, source, exact=exact)
+    prefix = layout.model_prefix(family, model.digest)
+
+    def actions(state: RegistryState) -> Sequence[Action]:
+        _require_spelling(state, family, name)
+        version = state.next_version(family, name)
+        return [_model_action(family, name, model, version=version, revision=entry.revision)]
+
+    with Publication(opened.storage) as publication:
+        is_new = put_objects(opened.storage, prefix, model.objects)
+        publication.stored(prefix, sizes_of(model.objects), reused=not is_new)
+        publication.settle()
+        commit = opened.publish(actions)
+    published = next(action for action in commit.actions if isinstance(action, ModelAction))
+    remarks = remarks_on_promise(basis, fidelity, request)
+    return AddResult(
+        family=family,
+        registry=opened.url,
+        model=encoding.result(name, model, version=published.version, read=source.notices, remarks=remarks),
+        commit=commit.number,
+    )
+
+
+def _under_names(checkpoint: Checkpoint, rename: Renaming | None, *, task: str) -> Checkpoint:
+    if rename is None:
+        return checkpoint
+    found = rename.apply(task, checkpoint)
+    rename.require_used({task: found})
+    return found
+
+
+def _require_spelling(state: RegistryState, family: str, task: str) -> None:
+    other = state.family(family).taken.get(collision_key(task))
+    if other is not None and other != task:
+        raise AlreadyExistsError(
+            f"task {task!r} is too like the existing {other!r}: names must differ by more than case",
+            kind="already-exists/name",
+        )
+
+
+def require_architecture(basis: Basis, checkpoint: Checkpoint, family: str) -> None:
+    """Refuse a checkpoint of another architecture than the basis's, with the kind of the problem."""
+    own = {record.name: record.shape for record in basis.document.tensors}
+    # The family counts twice, so that its signature is the majority whatever the newcomer looks like.
+    report = compare({"a": own, "b": own, checkpoint.source: shapes_within(basis, checkpoint)})
+    newcomer = next(member for member in report.members if member.task == checkpoint.source)
+    if not newcomer.fits:
+        raise IncompatibleError(
+            f"{checkpoint.source} does not belong to family {family!r}: {newcomer.problem.message}",
+            kind=newcomer.problem.kind,
+        )
+
+
+def _model_action(family: str, task: str, model: EncodedModel, *, version: int, revision: int) -> ModelAction:
+    return ModelAction(
+        family=family,
+        task=task,
+        version=version,
+        basis_revision=revision,
+        digest=model.digest,
+        size_bytes=model.size_bytes,
+        exact=model.document.exact_digests is not None,
+    )

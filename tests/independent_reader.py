@@ -283,6 +283,7 @@ class Model:
         self.basis = basis
         document = self.document
         require(document["basis"] == basis_digest, "R-MODEL-1", "another basis")
+        self.grouped: set[str] = set()
         self.private = self._read_private(folder)
         self._check_names()
         self.order = self._order()
@@ -315,7 +316,12 @@ class Model:
                 row = self.basis.coded[name].row
                 require("low_rank" not in row, "R-RANK-2", f"{name} in a private group")
                 if name not in known:
-                    rows.append((name, own.get(name) or common or row["dtype"], tuple(row["shape"])))
+                    dtype = own.get(name) or common or row["dtype"]
+                    require(
+                        bool(KINDS[dtype].precision), "R-MODEL-7", f"{name} is {dtype} in a private group"
+                    )
+                    rows.append((name, dtype, tuple(row["shape"])))
+                    self.grouped.add(name)
         private: dict[str, Tensor] = {}
         at = dict.fromkeys(streams, 0)
         for name, dtype, shape in rows:
@@ -484,6 +490,10 @@ class Model:
         }
 
     def _tensor(self, name: str, how: str, row: dict[str, Json] | None, tier: str) -> Tensor:
+        if how == "private" and tier == "mean" and name in self.grouped:
+            own = self.private[name]
+            data = predict(self.basis.coded[name], None, self.document["step"], own.dtype)
+            return Tensor(own.dtype, own.shape, data)
         if how == "private":
             return self.private[name]
         require(row is not None, "R-MODEL-5", name)

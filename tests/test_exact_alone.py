@@ -13,12 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spec_support import VECTORS, edit_values, ours, rewrite, theirs
+from spec_support import VECTORS, edit_values, model_folder, ours, read_document, rewrite, theirs
 
 import uws_store
+from uws_store import api
 from uws_store.builder.alone import cheaper_alone, pack_private
 from uws_store.checkpoint import write_safetensors
 from uws_store.dtypes import DTYPES
+from uws_store.metadata.plan import PlanDocument
 from uws_store.model import Tier
 from uws_store.tensor_bytes import bytes_of, from_rotated, rotated
 
@@ -71,6 +73,74 @@ def test_weights_of_few_values_are_stored_alone_and_exact_at_every_tier(tmp_path
     raw = 4 * sum(tensor.numel() for tensor in members[0].values())
     assert all(result.size_bytes < raw / 3 for result in built.models)
     assert uws_store.verify("grid", registry=registry).ok
+
+
+def _centred(zoo: Path) -> PlanDocument:
+    """A plan in which every tensor has a mean, whether it pays or not."""
+    plan = api.plan(zoo)
+    rows = tuple(row.model_copy(update={"centred": True, "ordered": False}) for row in plan.tensors)
+    return plan.model_copy(update={"tensors": rows})
+
+
+def _one_value(weights: dict[str, torch.Tensor], task: str) -> dict[str, object]:
+    return {
+        "metric": "first",
+        "value": float(weights["layer.weight"][0, 0]),
+        "higher_is_better": True,
+        "n": 1,
+    }
+
+
+def test_the_control_of_what_is_stored_alone_is_the_family_mean(tmp_path: Path) -> None:
+    """What shares nothing is stored alone; its control must not be the model itself."""
+    members, zoo = _family(tmp_path)
+    registry = str(tmp_path / "registry")
+    uws_store.build(zoo, family="grid", registry=registry, exact=True, plan=_centred(zoo))
+    opened = uws_store.open_family("grid", registry=registry)
+    assert opened.model(opened.resolve("t0")).document.private_groups == (0,)
+    means = {name: torch.stack([member[name] for member in members]).mean(0) for name in members[0]}
+    lazy = opened.load("t0", tier="mean")
+    whole = opened.load("t0", tier="mean").materialize()
+    for name, mean in means.items():
+        torch.testing.assert_close(lazy[name], mean, rtol=0.0, atol=0.5)
+        assert not torch.allclose(lazy[name], members[0][name])
+        assert torch.equal(whole[name], lazy[name])
+        assert torch.equal(opened.load("t1", tier="mean")[name], lazy[name])
+    verdict = uws_store.verify("grid", "t0", registry=registry, against=zoo, evaluate=_one_value)
+    assert verdict.ok
+    found = verdict.models[0]
+    assert found.report.comparison is not None
+    assert found.report.comparison.rel_error == 0.0
+    assert found.report.comparison.mean_rel_error > 0.5
+    original, mean_side = (found.scores[0].side(name) for name in ("original", "mean"))
+    assert original is not None
+    assert mean_side is not None
+    assert original.value != mean_side.value
+
+
+def test_a_zoo_that_shares_no_mean_has_zeros_for_a_control(tmp_path: Path) -> None:
+    _, zoo = _family(tmp_path)
+    registry = str(tmp_path / "registry")
+    uws_store.build(zoo, family="grid", registry=registry, exact=True)
+    control = uws_store.load_model("grid", "t0", registry=registry, tier="mean")
+    assert not control["layer.weight"].any()
+    comparison = uws_store.verify("grid", "t0", registry=registry, against=zoo).models[0].report.comparison
+    assert comparison is not None
+    assert comparison.mean_rel_error > 0.9
+
+
+@pytest.mark.parametrize("task", ["mixed", "odd", "all"])
+def test_both_readers_take_the_mean_for_private_groups_and_for_nothing_else_private(task: str) -> None:
+    mine, other = ours(GROUPS / "registry", task, tier="mean"), theirs(GROUPS / "registry", task, tier="mean")
+    assert mine.refused is None
+    assert mine.tensors == other.tensors
+    compact = ours(GROUPS / "registry", task).tensors
+    document = read_document(model_folder(GROUPS / "registry", task))
+    named = {record["name"] for record in document.get("private", [])}
+    assert document["private_groups"]
+    for name in mine.tensors:
+        assert name not in named or mine.tensors[name] == compact[name]
+    assert mine.tensors["embed.weight"] != compact["embed.weight"]
 
 
 def test_who_asks_for_bits_gets_them_at_the_compact_tier(tmp_path: Path) -> None:
@@ -152,6 +222,7 @@ DAMAGES = [
     Damage("groups that fall", lambda d, _: d.update(private_groups=[2, 1]), "format/document", "R-MODEL-10"),
     Damage("a negative group", lambda d, _: d.update(private_groups=[-1]), "format/document", "R-JSON-7"),
     Damage("another group", lambda d, _: d.update(private_groups=[2]), "format/model", "R-MODEL-3"),
+    Damage("integers in a group", lambda d, _: d.update(dtypes=[["brain.weight", "I16"]]), "format/model", "R-MODEL-7"),
     Damage("no group", lambda d, _: d.update(private_groups=[]), "format/document", "R-MODEL-3"),
     Damage("no words", lambda d, _: d.pop("private32"), "format/document", "R-MODEL-3"),
     Damage("all groups, and a core", lambda d, _: d.update(private_groups=[0, 1, 2]), "format/model", "R-MODEL-3"),

@@ -35,7 +35,8 @@ class Comparison:
     Attributes
     ----------
     rel_error : float
-        ``||W - W'|| / ||W||`` of the compact tier over basis-coded weights, measured now.
+        ``||W - W'|| / ||W||`` of the compact tier, measured now over the weights of which the family has a mean: the
+        coded ones, and those that are stored alone with their read group.
     mean_rel_error : float
         The same for the zoo's mean alone: the control.
     worst_tensor : str or None
@@ -231,9 +232,14 @@ def _compare(model: Model, against: Checkpoint, findings: _Findings) -> Comparis
             identical += same
             if not same:
                 findings.add(name, "fidelity/exact", "the exact tier is not bit-identical to the original")
-        if source.kind != "coded":
+        if not model.is_decoded(name, tier="mean"):
             continue
         own_error, own_energy, own_control = _distance(model, against, name)
+        if source.kind != "coded":
+            # Exact at every tier, and no error of it is on record.
+            energy += own_energy
+            control += own_control
+            continue
         relative = relative_error(own_error, own_energy)
         worst = max(worst, (relative, name), key=lambda pair: pair[0])
         promised = next(recorded)

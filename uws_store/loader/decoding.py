@@ -101,7 +101,8 @@ def make_tensors(
     if tier != "mean":
         model.read_all(tier)
     wanted = frozenset(names)
-    jobs = sorted({decoder.job_of[name] for name in wanted if model.sources[name].kind == "coded"})
+    decoded = {name for name in wanted if model.is_decoded(name, tier=tier)}
+    jobs = sorted({decoder.job_of[name] for name in decoded})
     # The longest first, so that no thread is left with one at the end.
     jobs.sort(key=lambda index: -decoder.jobs[index].coefficients)
 
@@ -113,7 +114,7 @@ def make_tensors(
         return {name: done(name, model.stored_tensor(name).to(decoder.device))}
 
     tasks = [functools.partial(decode, index) for index in jobs]
-    tasks += [functools.partial(read, name) for name in wanted if model.sources[name].kind != "coded"]
+    tasks += [functools.partial(read, name) for name in wanted - decoded]
     coefficients = sum(decoder.jobs[index].coefficients for index in jobs)
     found: Made = {}
     for made in run_tasks(tasks, where=place_for(decoder.device, coefficients), stopped=stopped):

@@ -141,7 +141,7 @@ class Model:
         if source.kind == "tied":
             assert source.tied_to is not None
             return self.tensor(source.tied_to, tier=tier, device=device, decode=decode, decoder=decoder)
-        if source.kind != "coded":
+        if not self.is_decoded(name, tier=tier):
             return self.stored_tensor(name).to(device)
         with self._lock:
             key = (tier, str(device), decode)
@@ -152,6 +152,15 @@ class Model:
                 found = made.pop(name)
                 self._ready |= {(other, *key): tensor for other, tensor in made.items()}
             return found
+
+    def is_decoded(self, name: str, *, tier: Tier) -> bool:
+        """Whether a tensor is made of the basis's numbers at a tier, or of its own bytes.
+
+        One that is stored alone with its read group is the family's mean at ``mean``, which is a control: its own bytes
+        would say that the mean keeps all of a model that shares nothing.
+        """
+        source = self.sources[name]
+        return source.kind == "coded" or (tier == "mean" and source.grouped)
 
     def stored_tensor(self, name: str) -> torch.Tensor:
         """Make a private or shared tensor from its bytes, on the CPU."""
@@ -172,7 +181,7 @@ class Model:
     def decode_job(
         self, decoder: Decoder, index: int, *, tier: Tier, core: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """Decode the tensors of one job of a decoder, those that this model has coded.
+        """Decode the tensors of one job of a decoder, those that :meth:`is_decoded` tells.
 
         Parameters
         ----------
@@ -192,7 +201,7 @@ class Model:
             core = decoder.gather(index, self.stored_core).to(decoder.device)
         made: dict[str, torch.Tensor] = {}
         for place, batch in enumerate(job.batches):
-            dtypes = [self._decoded_dtype(name) for name in batch.names]
+            dtypes = [self._decoded_dtype(name, tier) for name in batch.names]
             if not any(dtypes):
                 continue
             parts = decoder.predict(index, place, core, step=self.step, dtypes=dtypes)
@@ -246,10 +255,12 @@ class Model:
         source = self.sources.get(name)
         return source.dtype if source is not None and source.kind == "coded" else None
 
-    def _decoded_dtype(self, name: str) -> DType | None:
+    def _decoded_dtype(self, name: str, tier: Tier) -> DType | None:
         """In which dtype a decoder shall give a tensor: a factor's slices are scaled before they are rounded."""
-        dtype = self._coded_dtype(name)
-        return DTYPES["F64"] if dtype is not None and self.sources[name].slices else dtype
+        if name not in self.sources or not self.is_decoded(name, tier=tier):
+            return None
+        source = self.sources[name]
+        return DTYPES["F64"] if source.slices else source.dtype
 
     def _correct(self, group: int, made: dict[str, torch.Tensor]) -> None:
         """Undo the residuals of a read group, in place: they are ordered by all its predictions of one width."""

@@ -67,6 +67,8 @@ class Source:
         and width, first element.
     array : str
         For ``private``: the array it lies in.
+    grouped : bool
+        For ``private``: whether it is so because its read group is. The family has a mean of it all the same.
     tied_to : str or None
         For ``tied``: the tensor it is.
     digest : int or None
@@ -80,6 +82,7 @@ class Source:
     dtype: DType
     start: int = 0
     array: str = ""
+    grouped: bool = False
     tied_to: str | None = None
     digest: int | None = None
     slices: SliceRange | None = None
@@ -131,6 +134,7 @@ def _private_sources(
     """Lay private tensors out: those on record, then those of private groups in coding order."""
     own = dict(document.dtypes)
     records = list(document.private)
+    own_records = len(records)
     named = {record.name for record in records} | absent
     for index in document.private_groups:
         if index >= len(basis.groups):
@@ -143,14 +147,21 @@ def _private_sources(
                 )
             if name not in named:
                 dtype_name = own.get(name, document.dtype or row.dtype)
+                if not DTYPES[dtype_name].is_float:
+                    raise FormatError(
+                        f"{where}: read group {index} is private and {name} in it {dtype_name}",
+                        kind="format/model",
+                    )
                 records.append(PrivateRecord(name=name, shape=row.shape, dtype=dtype_name))
     sources: dict[str, Source] = {}
     at = dict.fromkeys(("private", "private16", "private32", "private64"), 0)
-    for record in records:
+    for place, record in enumerate(records):
         dtype = DTYPES[record.dtype]
         typed = document.typed_private(record.dtype) is not None
         array = f"private{dtype.bits}" if typed else "private"
-        sources[record.name] = Source("private", record.shape, dtype, start=at[array], array=array)
+        sources[record.name] = Source(
+            "private", record.shape, dtype, start=at[array], array=array, grouped=place >= own_records
+        )
         at[array] += record.size_bytes // (dtype.size_bytes if typed else 1)
     for array, length in at.items():
         found = document.arrays.get(array)

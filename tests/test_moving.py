@@ -212,7 +212,7 @@ def test_a_flipped_bit_is_noticed_at_either_end(source: Registry, target: Regist
 def test_many_actions_are_cut_into_commits_at_tasks(
     source: Registry, target: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("uws_store.api.moving._MOST_ACTIONS", 3)
+    monkeypatch.setattr("uws_store.api.moved_names._MOST_ACTIONS", 3)
     result = api.push("mlp", target, registry=source)
     assert len(result.commits) > 1
     assert result.published == 4

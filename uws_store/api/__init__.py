@@ -13,7 +13,7 @@ from uws_store.api.collecting import gc
 from uws_store.api.comparing import DiffResult, diff
 from uws_store.api.doctor import Diagnosis, doctor
 from uws_store.api.drift import Growth
-from uws_store.api.family import Family, open_family, open_registry
+from uws_store.api.family import Family, open_family
 from uws_store.api.growth import extend, rebase
 from uws_store.api.inspect import (
     FamilySummary,
@@ -35,6 +35,7 @@ from uws_store.api.names import (
     remove_alias,
     set_alias,
 )
+from uws_store.api.opening import open_registry
 from uws_store.api.planning import plan, read_plan, save_plan
 from uws_store.api.publish import build
 from uws_store.api.recording import VerificationSummary

@@ -19,7 +19,7 @@ from uws_store.api.encoding import (
     remarks_on_promise,
     sizes_of,
 )
-from uws_store.api.family import open_registry
+from uws_store.api.opening import open_registry
 from uws_store.api.options import read_overhead
 from uws_store.api.results import AddResult
 from uws_store.architecture import compare

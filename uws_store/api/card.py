@@ -11,8 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from uws_store.api.family import open_registry
 from uws_store.api.inspect import FamilySummary, ModelSummary, show
+from uws_store.api.opening import open_registry
 from uws_store.fidelity import FamilyScore, summarise
 from uws_store.registry import Registry
 

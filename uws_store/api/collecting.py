@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from uws_store.api.family import open_registry
+from uws_store.api.opening import open_registry
 from uws_store.errors import InvalidInputError
 from uws_store.registry import Collection, Registry, collect
 

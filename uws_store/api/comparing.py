@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from uws_store import layout
-from uws_store.api.family import Family, open_registry
+from uws_store.api.family import Family
+from uws_store.api.opening import open_registry
 from uws_store.errors import InvalidInputError
 from uws_store.fidelity import ModelScore
 from uws_store.model import Tier, read_document

@@ -13,23 +13,20 @@ from typing import TypeVar
 import torch
 
 from uws_store import layout
-from uws_store.api.cache import open_cached, reader_of, without_network
+from uws_store.api.cache import reader_of
+from uws_store.api.load_options import check_dtype, check_tier, checked_decode, usable_device
+from uws_store.api.opening import open_registry
 from uws_store.basis import Basis, Decode
-from uws_store.config import default_registry_url
 from uws_store.errors import IncompatibleError, InvalidInputError
 from uws_store.loader import LazyStateDict, Resident, memory_errors
 from uws_store.model import Model, Tier
 from uws_store.registry import ModelEntry, Registry, RegistryState, split_task
-from uws_store.storage import StorageUrl
 
 __all__ = [
     "CACHE_BYTES",
     "Family",
-    "checked_decode",
     "open_family",
-    "open_registry",
     "resolve_in",
-    "usable_device",
 ]
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -38,65 +35,6 @@ CACHE_BYTES = 1 << 30
 """Bytes of decoded integers that an open family keeps, unless it is told otherwise."""
 
 _KEPT_BASES = 4
-_TIERS = ("compact", "exact", "mean")
-
-
-def open_registry(
-    registry: str | Registry | None,
-    *,
-    create: bool = False,
-    storage_options: Mapping[str, object] | None = None,
-    local_files_only: bool = False,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
-) -> Registry:
-    """Open a registry, to be given to the other functions in place of its URL.
-
-    What is read from a registry behind a network is kept in a folder (``UWS_STORE_CACHE``, at most
-    ``UWS_STORE_CACHE_SIZE``) under its digest, and not fetched again.
-
-    Parameters
-    ----------
-    registry : str, Registry or None
-        A URL, an open registry, or None for the default.
-    create : bool, optional
-        Make it when it does not exist.
-    storage_options : Mapping of str to object, optional
-        See :func:`uws_store.storage.open_storage`. They may hold credentials and are shown nowhere.
-    local_files_only : bool, optional
-        Ask nothing of a storage behind a network: names are those of the last time it was asked, objects those that
-        are kept. ``UWS_STORE_OFFLINE`` does the same.
-    cache_dir : str or Path, optional
-        The folder in which is kept, in place of ``UWS_STORE_CACHE``. Nothing is kept of a registry on this machine.
-    token : str or bool, optional
-        For ``hf://`` alone: the token to sign in with; False signs in with none, and True demands the one that the
-        Hub's client was logged in with. It is the storage option ``token``.
-
-    Raises
-    ------
-    InvalidInputError
-        A token for another storage than ``hf://`` (``invalid-input/token``); a token, options or a folder for a
-        registry that is open already (``invalid-input/open-registry``).
-    UwsError
-        See :meth:`Registry.open`; ``storage/offline`` when what is needed was not kept.
-    """
-    if isinstance(registry, Registry):
-        if storage_options or cache_dir is not None or token is not None:
-            raise InvalidInputError(
-                f"{registry.url} is open already; give storage_options, cache_dir and token to open_registry",
-                kind="invalid-input/open-registry",
-            )
-        return without_network(registry) if local_files_only else registry
-    url = StorageUrl(registry or default_registry_url(), storage_options)
-    if token is not None:
-        if not url.lower().startswith("hf://"):
-            raise InvalidInputError(
-                "token is for registries on a Hub (hf://); give the credentials of other storages as storage_options "
-                "to open_registry",
-                kind="invalid-input/token",
-            )
-        url = StorageUrl(url, {"token": token})
-    return open_cached(url, create=create, local_files_only=local_files_only, cache_dir=cache_dir)
 
 
 class _BasisCache:
@@ -224,12 +162,8 @@ class Family:
 
         Device and arithmetic are the family's own when absent.
         """
-        if tier not in _TIERS:
-            raise InvalidInputError(
-                f"tier is one of {', '.join(_TIERS)}, not {tier!r}", kind="invalid-input/tier"
-            )
-        if dtype is not None and not dtype.is_floating_point:
-            raise InvalidInputError(f"weights cannot be loaded as {dtype}", kind="invalid-input/dtype")
+        check_tier(tier)
+        check_dtype(dtype)
         place = self.device if device is None else usable_device(device)
         arithmetic = checked_decode(self.decode if decode is None else decode, tier=tier)
         entry = self.resolve(task, revision=revision, refresh=refresh)
@@ -371,20 +305,6 @@ def _described(tensors: Mapping[str, torch.Tensor], name: str, skipped: int) -> 
     return "missing" if found is None else f"{tuple(found.shape[skipped:])} {found.dtype}"
 
 
-def checked_decode(decode: Decode, *, tier: Tier) -> Decode:
-    """Refuse an arithmetic that is none, or that a tier cannot be made by."""
-    if decode not in {"canonical", "fast"}:
-        raise InvalidInputError(
-            f"decode is 'canonical' or 'fast', not {decode!r}", kind="invalid-input/decode"
-        )
-    if decode == "fast" and tier == "exact":
-        raise InvalidInputError(
-            "tier 'exact' is bit-identical to the source and needs decode='canonical'",
-            kind="invalid-input/decode",
-        )
-    return decode
-
-
 def _has_version(state: RegistryState, family: str, task: str, version: int) -> bool:
     held = state.families.get(family)
     found = held.tasks.get(unicodedata.normalize("NFC", task)) if held else None
@@ -400,24 +320,6 @@ def resolve_in(state: RegistryState, family: str, task: str, *, revision: int | 
             kind="invalid-input/revision",
         )
     return state.resolve(family, name, revision=at if revision is None else revision)
-
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """Refuse a device that cannot hold weights, or that this machine has not."""
-    try:
-        place = torch.device(device)
-        # Also refuses a device that this build or machine has not.
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidInputError(
-            f"device {device!r} cannot be used: {error}", kind="invalid-input/device"
-        ) from error
-    if place.type == "meta":
-        raise InvalidInputError(
-            "device 'meta' holds no weights; pass a module on it as into=, with the device the weights shall be on",
-            kind="invalid-input/device",
-        )
-    return place
 
 
 def open_family(

@@ -23,7 +23,8 @@ from uws_store.api.encoding import (
     remarks_on_promise,
     sizes_of,
 )
-from uws_store.api.family import Family, open_registry
+from uws_store.api.family import Family
+from uws_store.api.opening import open_registry
 from uws_store.api.results import AddResult, ExtendResult
 from uws_store.api.stored import StoredCheckpoint
 from uws_store.basis import Basis, step_of

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from uws_store import layout
 from uws_store.api.adapters import AdapterSummary, summarise_adapter
 from uws_store.api.drift import Growth, growth_of
-from uws_store.api.family import open_family, open_registry
+from uws_store.api.family import open_family
+from uws_store.api.opening import open_registry
 from uws_store.api.recording import VerificationSummary, summarise_verification
 from uws_store.api.where import parse_condition, select
 from uws_store.basis import Basis

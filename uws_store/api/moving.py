@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uws_store.api.cache import at_source
-from uws_store.api.family import open_registry
 from uws_store.api.moved_names import newer_records, publish_names, require_same_architecture
+from uws_store.api.opening import open_registry
 from uws_store.api.showing import card_beside
 from uws_store.api.transfer import Transfer, reached_folders
 from uws_store.builder import Progress

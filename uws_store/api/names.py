@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from uws_store.api.family import open_registry, resolve_in
+from uws_store.api.family import resolve_in
+from uws_store.api.opening import open_registry
 from uws_store.errors import InvalidInputError, NotFoundError
 from uws_store.metadata.log import (
     Action,

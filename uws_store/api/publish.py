@@ -22,7 +22,7 @@ from uws_store.api.encoding import (
     put_objects,
     sizes_of,
 )
-from uws_store.api.family import open_registry
+from uws_store.api.opening import open_registry
 from uws_store.api.options import choose_fidelity, expected, read_overhead
 from uws_store.api.planning import read_plan
 from uws_store.api.results import BuildResult

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from uws_store.api.cache import at_source
 from uws_store.api.card import card, is_ours
-from uws_store.api.family import open_registry
+from uws_store.api.opening import open_registry
 from uws_store.errors import AlreadyExistsError, InvalidInputError, UwsError
 from uws_store.registry import Registry, RegistryState
 from uws_store.storage import Storage

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uws_store.api.cache import at_source
-from uws_store.api.family import open_registry
+from uws_store.api.opening import open_registry
 from uws_store.errors import FormatError, InvalidInputError, NotFoundError
 from uws_store.layout import signature_path
 from uws_store.metadata.signature import SignatureDocument, Statement

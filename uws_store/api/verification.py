@@ -17,7 +17,8 @@ import torch
 
 from uws_store import layout
 from uws_store.api.cache import at_source
-from uws_store.api.family import Family, open_family, open_registry
+from uws_store.api.family import Family, open_family
+from uws_store.api.opening import open_registry
 from uws_store.api.recording import publish_record, signer
 from uws_store.api.verdicts import ModelVerdict, VerifyResult
 from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, scan_zoo

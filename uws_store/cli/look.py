@@ -8,7 +8,7 @@ from rich.console import RenderableType
 
 from uws_store.api import FamilySummary, ModelSummary, VerificationSummary, list_families, list_models
 from uws_store.api import show as api_show
-from uws_store.api.family import open_registry
+from uws_store.api.opening import open_registry
 from uws_store.cli.command import split_model
 from uws_store.cli.evaluation import model_score_facts, shown_scores
 from uws_store.cli.growth import growth_facts

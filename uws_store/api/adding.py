@@ -49,6 +49,7 @@ def add(
     exact: bool = False,
     exact_overhead: float = EXACT_OVERHEAD,
     rename: str | Path | Mapping[str, object] | None = None,
+    zoo_options: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> AddResult:
     """Add a checkpoint to a family, onto its newest basis; no byte that is stored already changes.
@@ -59,11 +60,12 @@ def add(
     Parameters
     ----------
     checkpoint : str or Path
-        A checkpoint file or folder.
+        A checkpoint file or folder, or the URL of a safetensors object, or of a folder or a repository of the Hub
+        (``hf://org/name@revision``) that holds one.
     family : str
         The family.
     task : str, optional
-        Its name; by default the file's stem without a shard's number, or the folder's name. A task that exists gets its next version.
+        Its name; by default the file's stem without a shard's number, or the folder's or the repository's name. A task that exists gets its next version.
     registry : str or Registry, optional
         See :func:`uws_store.api.publish.build`.
     evaluate, search_evaluate, metric, higher_is_better, on_miss
@@ -74,6 +76,8 @@ def add(
         See :func:`uws_store.api.publish.build`.
     rename : str, Path or Mapping, optional
         See :func:`uws_store.api.publish.build`.
+    zoo_options : Mapping of str to object, optional
+        For the storage that the checkpoint's URL names: see :func:`uws_store.storage.open_storage`.
     progress : callable, optional
         See :func:`uws_store.api.publish.build`.
 
@@ -91,8 +95,7 @@ def add(
     """
     overhead = read_overhead(exact_overhead)
     opened = open_registry(registry)
-    path = Path(checkpoint)
-    name = check_task_name(task) if task is not None else task_of(path)
+    name = check_task_name(task) if task is not None else task_of(checkpoint)
     entry = opened.state().family(family).latest_basis
     if entry is None:
         raise NotFoundError(f"family {family!r} has no basis yet", kind="not-found/basis")
@@ -107,7 +110,7 @@ def add(
         per_model=evaluate is not None and option_of(basis, "per-model") == "yes",
         on_miss=on_miss,
     )
-    with open_checkpoint(path) as found:
+    with open_checkpoint(checkpoint, storage_options=zoo_options) as found:
         source = _under_names(found, Renaming.of(rename), task=name)
         require_architecture(basis, source, family)
         require_base(basis, source, family)

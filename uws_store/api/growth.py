@@ -5,7 +5,7 @@ No byte that is stored changes: a revision is another basis, and a model that is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def extend(
     registry: str | Registry | None = None,
     exact: bool = False,
     expect_models: int | None = None,
+    zoo_options: Mapping[str, object] | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
     progress: Progress | None = None,
@@ -60,9 +61,9 @@ def extend(
     family : str
         The family.
     zoos : sequence of str or Path
-        Folders or manifests with new checkpoints; a task that exists gets its next version. None: the revision covers
+        Folders, manifests or URLs with new checkpoints, as of :func:`uws_store.api.publish.build`; a task that exists gets its next version. None: the revision covers
         what was added since the last.
-    registry, exact, expect_models, workers, memory, progress
+    registry, exact, expect_models, zoo_options, workers, memory, progress
         As of :func:`uws_store.api.publish.build`. Threads do the work, since other processes have no open registry.
 
     Raises
@@ -82,7 +83,7 @@ def extend(
     state = opened.state().family(family)
     latest = _latest(state)
     old_basis = _open_basis(opened, family, latest)
-    new = [member for zoo in zoos for member in scan_zoo(zoo)]
+    new = [member for zoo in zoos for member in scan_zoo(zoo, storage_options=zoo_options)]
     stored = _stored_checkpoints(opened, family, state, without={member.task for member in new})
     if not new and all(entry.commit == latest.commit for entry in _newest(state)):
         raise InvalidInputError(
@@ -174,6 +175,7 @@ def rebase(
     task: str,
     *,
     source: str | Path | None = None,
+    zoo_options: Mapping[str, object] | None = None,
     registry: str | Registry | None = None,
 ) -> AddResult:
     """Move a model onto the newest basis revision: it becomes the task's next version.
@@ -183,7 +185,9 @@ def rebase(
     family, task : str
         The model; the task may carry ``@revision``.
     source : str or Path, optional
-        The checkpoint it was made from; needed where the model has no exact tier.
+        The checkpoint it was made from, a path or a URL; needed where the model has no exact tier.
+    zoo_options : Mapping of str to object, optional
+        For the storage that the source's URL names.
     registry : str or Registry, optional
         As of :func:`uws_store.api.publish.build`.
 
@@ -209,7 +213,7 @@ def rebase(
     with ExitStack() as stack:
         checkpoint: Checkpoint
         if source is not None:
-            checkpoint = stack.enter_context(open_checkpoint(source))
+            checkpoint = stack.enter_context(open_checkpoint(source, storage_options=zoo_options))
             if checkpoint.sha256() != model.document.source.sha256:
                 raise IncompatibleError(
                     f"{source} is not the checkpoint that {family}/{entry.task}@{entry.version} was made from (SHA-256 "

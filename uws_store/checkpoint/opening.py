@@ -21,6 +21,7 @@ from uws_store.checkpoint.side_files import find_side_files, read_side_file
 from uws_store.checkpoint.torch_file import TorchFile
 from uws_store.checkpoint.weight_file import file_errors
 from uws_store.errors import FormatError, InvalidInputError, Problem
+from uws_store.storage import StorageUrl
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +41,9 @@ _RESERVED_NAME = "__metadata__"
 _ADAPTER_STEM = "adapter_model"
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], *, storage_options: Mapping[str, object] | None = None
+) -> Checkpoint:
     """Open a checkpoint for lazy reading.
 
     Parameters
@@ -49,6 +52,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         A ``.safetensors`` file, a file of ``torch.save`` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``), one of a set of
         shards or their index, or a folder of these; or the URL of a ``.safetensors`` object in a storage, or of a folder
         or a repository of the Hub (``hf://org/name@revision``) that holds one.
+    storage_options : Mapping of str to object, optional
+        For the storage that a URL names: see :func:`uws_store.storage.open_storage`.
 
     Returns
     -------
@@ -72,7 +77,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         When the disk fails (kinds ``storage/...``).
     """
     if isinstance(path, str) and is_url(path):
-        return RemoteCheckpoint(object_at(path))
+        return RemoteCheckpoint(object_at(StorageUrl(path, storage_options)))
     where = Path(path)
     parts = parts_of(where)
     with ExitStack() as stack:

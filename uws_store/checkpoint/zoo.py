@@ -63,11 +63,17 @@ class ZooMember:
 def task_of(path: str | os.PathLike[str]) -> str:
     """Name the task of one checkpoint: the file's stem without a shard's number, or the folder's name.
 
+    Of a URL, the stem of its last part; a repository's revision, as in ``hf://org/name@revision``, is no part of a name.
+
     Raises
     ------
     InvalidInputError
         When that cannot be a task's name (kind ``invalid-input/task-name``).
     """
+    if is_url(path):
+        name = str(path).rstrip("/").rpartition("/")[2]
+        is_object = is_weight_name(name)
+        return check_task_name(task_stem(name) if is_object else name.partition("@")[0])
     where = Path(path)
     # A folder may be given as "." or "..", which is no name of its own.
     name = where.name if where.name not in {"", ".."} else where.resolve().name

@@ -11,6 +11,7 @@ from uws_store.api import rebase as api_rebase
 from uws_store.cli.evaluation import tell_remarks
 from uws_store.cli.output import Output, counted, facts, number, size
 from uws_store.cli.progress import progress
+from uws_store.storage import parse_options
 
 __all__ = ["growth_facts", "run_extend", "run_rebase"]
 
@@ -21,6 +22,7 @@ def run_extend(
     *,
     exact: bool,
     expect_models: int | None,
+    zoo_option: tuple[str, ...],
     workers: int | None,
     memory: str | None,
     output: Output,
@@ -34,6 +36,7 @@ def run_extend(
             registry=registry,
             exact=exact,
             expect_models=expect_models,
+            zoo_options=parse_options(zoo_option),
             workers=workers,
             memory=memory,
             progress=report,
@@ -61,9 +64,17 @@ def run_extend(
         output.show(f"extended {family} in {result.registry}\n", facts(rows))
 
 
-def run_rebase(family: str, task: str, *, source: str | None, output: Output, registry: str | None) -> None:
+def run_rebase(
+    family: str,
+    task: str,
+    *,
+    source: str | None,
+    zoo_option: tuple[str, ...],
+    output: Output,
+    registry: str | None,
+) -> None:
     """Move a model and say what it takes now."""
-    result = api_rebase(family, task, source=source, registry=registry)
+    result = api_rebase(family, task, source=source, zoo_options=parse_options(zoo_option), registry=registry)
     model = result.model
     output.notices("kept private", model.notices)
     tell_remarks((), [model], output=output)

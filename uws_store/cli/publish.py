@@ -124,6 +124,7 @@ def run_add(
     exact: bool,
     exact_overhead: float,
     rename: str | None,
+    zoo_option: tuple[str, ...],
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - the API's own options
@@ -137,6 +138,7 @@ def run_add(
             exact=exact,
             exact_overhead=exact_overhead,
             rename=rename,
+            zoo_options=parse_options(zoo_option),
             registry=registry,
             **evaluation,
         )

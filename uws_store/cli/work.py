@@ -1,4 +1,7 @@
-"""The options of commands that do much work: where it runs, and in how much memory. Must not know what the work is."""
+"""The options of commands that do much work: where it runs, in how much memory, and how the zoo it is done on is reached.
+
+Must not know what the work is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,15 @@ from typing import Any
 
 import click
 
-__all__ = ["work_options"]
+__all__ = ["work_options", "zoo_option"]
+
+zoo_option = click.option(
+    "--zoo-option",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="For the storage of a zoo's URLs, such as endpoint_url=http://host:9000; may be given again. Never shown.",
+)
+"""How the checkpoints' own storage is opened."""
 
 
 def work_options(body: Callable[..., Any]) -> Callable[..., Any]:

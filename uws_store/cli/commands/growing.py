@@ -7,6 +7,7 @@ import click
 
 from uws_store.cli.command import Example, command, split_model
 from uws_store.cli.output import Output
+from uws_store.cli.work import zoo_option
 
 __all__ = ["extend", "rebase"]
 
@@ -14,12 +15,14 @@ __all__ = ["extend", "rebase"]
 @command(
     "extend",
     Example("uws-store extend vit-digits more/", "a basis for the old models and those in more/"),
+    Example("uws-store extend vit-digits s3://bucket/more", "with new checkpoints in a bucket"),
     Example("uws-store extend vit-digits", "for those too that were added since the last revision"),
 )
 @click.argument("family")
 @click.argument("zoos", nargs=-1, metavar="[ZOO]...")
 @click.option("--exact", is_flag=True, help="Also store what makes the new models bit-identical.")
 @click.option("--expect-models", type=int, metavar="COUNT", help="Models the family will have one day.")
+@zoo_option
 @click.option(
     "--workers",
     type=int,
@@ -37,6 +40,7 @@ def extend(
     zoos: tuple[str, ...],
     exact: bool,
     expect_models: int | None,
+    zoo_option: tuple[str, ...],
     workers: int | None,
     memory: str | None,
     output: Output,
@@ -45,7 +49,7 @@ def extend(
     """Make the next basis revision, from a family's stored models and new ones.
 
     The old checkpoints are not read: models come out of the registry, bit-identical where they have the exact tier.
-    The models in ZOO are stored on the new revision; old ones keep theirs.
+    ZOO is what `uws-store build` takes: a folder, a manifest or a URL. The models in ZOO are stored on the new revision; old ones keep theirs.
     """
     from uws_store.cli.growth import run_extend
 
@@ -54,6 +58,7 @@ def extend(
         zoos,
         exact=exact,
         expect_models=expect_models,
+        zoo_option=zoo_option,
         workers=workers,
         memory=memory,
         output=output,
@@ -68,7 +73,10 @@ def extend(
 )
 @click.argument("model", metavar="FAMILY/TASK")
 @click.option("--source", metavar="CHECKPOINT", help="The checkpoint that the model was made from.")
-def rebase(*, model: str, source: str | None, output: Output, registry: str | None) -> None:
+@zoo_option
+def rebase(
+    *, model: str, source: str | None, zoo_option: tuple[str, ...], output: Output, registry: str | None
+) -> None:
     """Move a model onto the newest basis revision, as the task's next version.
 
     It is encoded anew from its exact tier or its checkpoint, and refused without either.
@@ -78,4 +86,4 @@ def rebase(*, model: str, source: str | None, output: Output, registry: str | No
     family, task = split_model(model)
     if task is None:
         raise click.UsageError("name one model: FAMILY/TASK")
-    run_rebase(family, task, source=source, output=output, registry=registry)
+    run_rebase(family, task, source=source, zoo_option=zoo_option, output=output, registry=registry)

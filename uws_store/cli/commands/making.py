@@ -10,7 +10,7 @@ import click
 from uws_store.cli.command import Example, command
 from uws_store.cli.evaluation import evaluation_options
 from uws_store.cli.output import Output
-from uws_store.cli.work import work_options
+from uws_store.cli.work import work_options, zoo_option
 
 __all__ = ["add", "build", "init"]
 
@@ -127,12 +127,7 @@ def init(*, url: str | None, single_writer: bool, output: Output, registry: str 
     help="Leave out members of another architecture; without it they are refused.",
 )
 @_rename
-@click.option(
-    "--zoo-option",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="For the storage of a zoo's URLs, such as endpoint_url=http://host:9000; may be given again. Never shown.",
-)
+@zoo_option
 @work_options
 def build(
     *,
@@ -231,6 +226,7 @@ def build(
         "uws-store add run-12/ --family vit-digits --task digits-bold --exact",
         "under another name, bit-exact",
     ),
+    Example("uws-store add hf://org/name@main --family vit-digits", "from the Hub, as task name"),
 )
 @click.argument("checkpoint")
 @click.option("--family", required=True, metavar="NAME", help="The family to add to.")
@@ -241,6 +237,7 @@ def build(
 @click.option("--exact", is_flag=True, help="Also store what makes every tensor bit-identical.")
 @_exact_overhead
 @_rename
+@zoo_option
 def add(
     *,
     checkpoint: str,
@@ -249,13 +246,14 @@ def add(
     exact: bool,
     exact_overhead: float,
     rename: str | None,
+    zoo_option: tuple[str, ...],
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - see evaluation_options
 ) -> None:
     """Add a checkpoint to a family, onto its basis.
 
-    CHECKPOINT is a file or a folder. A task that exists gets its next version. No stored byte changes. A family that
+    CHECKPOINT is a file, a folder, or a URL with one safetensors object (s3://, https://, hf://org/name@revision). A task that exists gets its next version. No stored byte changes. A family that
     was built with --max-drop keeps that promise for the new model when --eval is given.
     """
     from uws_store.cli.publish import run_add
@@ -267,6 +265,7 @@ def add(
         exact=exact,
         exact_overhead=exact_overhead,
         rename=rename,
+        zoo_option=zoo_option,
         output=output,
         registry=registry,
         **evaluation,

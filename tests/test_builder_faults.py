@@ -49,7 +49,7 @@ def test_a_checkpoint_that_does_not_stay_as_it_was_ends_the_build(
     zoo = make_zoo(tmp_path / "zoo", shapes=WIDE, models=5)
     done: list[str] = []
 
-    def report(now: str, _done: int, _total: int) -> None:
+    def report(now: str, _done: int, _total: int, _size_bytes: int = 0) -> None:
         if now == phase and not done:
             done.append(now)
             damage(zoo / VICTIM)

@@ -53,7 +53,7 @@ class _StoppedError(RuntimeError):
 
 
 def _stop_when(phase: str, count: int) -> Progress:
-    def report(now: str, done: int, _total: int) -> None:
+    def report(now: str, done: int, _total: int, _size_bytes: int = 0) -> None:
         if now == phase and done == count:
             raise _StoppedError
 
@@ -64,7 +64,7 @@ def _build(zoo: Path, registry: Path, **options: object) -> list[tuple[str, int]
     """Build in this process and tell each phase's first report."""
     phases: dict[str, int] = {}
 
-    def report(phase: str, _done: int, _total: int) -> None:
+    def report(phase: str, _done: int, _total: int, _size_bytes: int = 0) -> None:
         phases[phase] = phases.get(phase, 0) + 1
 
     uws_store.build(zoo, family="f", registry=str(registry), progress=report, **options)  # type: ignore[arg-type]

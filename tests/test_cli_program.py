@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_support import TASKS, make_small_zoo, run, run_well
@@ -219,24 +220,29 @@ class TestTerminal:
             assert [line.split()[-1] for line in text.splitlines() if "@1" in line] == ["ok"] * len(TASKS)
 
     def test_a_terminal_gets_bars_and_a_file_gets_lines(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = [0.0]
+        monkeypatch.setattr("uws_store.cli.progress.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
         def work() -> None:
             with progress(Output(as_json=False, quiet=False)) as report:
                 assert report is not None
                 for phase, total in (("fitting", 3), ("fitting", 3), ("encoding", 2)):
                     for done in range(1, total + 1):
-                        report(phase, done, total)
+                        clock[0] += 0.5
+                        report(phase, done, total, done * 10**6 if phase == "encoding" else 0)
 
         with terminal(monkeypatch, 80) as screen:
             work()
         assert "fitting again" in screen.getvalue()
         assert "2/2 models" in screen.getvalue()
+        assert "2 MB/s" in screen.getvalue()
         plain = io.StringIO()
         monkeypatch.setattr(progress_module, "error_console", lambda: Console(file=plain, width=200))
         work()
-        assert [line.partition(" (")[0] for line in plain.getvalue().splitlines()] == [
-            "fitting: 3 of 3 tensors",
-            "fitting: 3 of 3 tensors",
-            "encoding: 2 of 2 models",
+        assert plain.getvalue().splitlines() == [
+            "fitting: 3 of 3 tensors (1.5 s)",
+            "fitting: 3 of 3 tensors (1.5 s)",
+            "encoding: 2 of 2 models (1.0 s, 2 MB/s)",
         ]
 
     def test_quiet_shows_no_progress(self) -> None:

@@ -500,14 +500,20 @@ def test_options_of_a_promise_need_a_family_that_made_one(zoo: Path, registry: s
 
 def test_progress_never_exceeds_what_there_is_to_do(zoo: Path, registry: str) -> None:
     phases: list[str] = []
+    counted: dict[str, int] = {}
 
-    def report(phase: str, done: int, total: int) -> None:
+    def report(phase: str, done: int, total: int, size_bytes: int = 0) -> None:
         assert 1 <= done <= total
         phases.append(phase)
+        counted[phase] = size_bytes
 
     evaluate = _agreement(zoo, seed=1)
     uws_store.build(zoo, family="f", registry=registry, max_drop=0.02, evaluate=evaluate, progress=report)
     assert {"scoring", "reading", "fitting", "searching", "checking", "encoding"} <= set(phases)
+    files = sum(path.stat().st_size for path in zoo.iterdir())
+    assert counted["encoding"] == files
+    assert 0.8 * files < counted["reading"] <= files, "headers are no tensors"
+    assert 0 < counted["fitting"] <= counted["reading"]
 
 
 def test_a_basis_is_refitted_only_for_a_step_that_is_far(zoo: Path) -> None:

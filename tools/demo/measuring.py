@@ -207,7 +207,7 @@ def store(
         registry=str(registry),
         bits=bits,
         exact=exact,
-        progress=lambda phase, done, total: progress(f"{family}: {phase}", done, total),
+        progress=lambda phase, done, total, *_: progress(f"{family}: {phase}", done, total),
     )
     built_s = time.perf_counter()
     models = list(built.models)

@@ -136,7 +136,8 @@ def extend(
             prefix = layout.model_prefix(family, model.digest)
             publication.stored(prefix, dict(model.objects), reused=not model.is_new)
             if progress is not None:
-                progress("encoding", len(done), len(jobs))
+                taken = sum(one.result.source_bytes for one in done.values())
+                progress("encoding", len(done), len(jobs), taken)
         models = [done[index] for index in range(len(jobs))]
 
         def actions(now: RegistryState) -> Sequence[Action]:

@@ -154,7 +154,8 @@ def build(
         Begin anew, instead of going on where a build of the same zoo and options that was killed had come to. What such
         a build has finished is kept in the cache folder until one ends well.
     progress : callable, optional
-        Called with a phase's name, what is done and what there is to do.
+        Called with a phase's name, what is done, what there is to do, and the bytes of checkpoints that were taken in
+        (0 where that is not counted): see :class:`uws_store.builder.Progress`.
 
     Raises
     ------
@@ -255,7 +256,8 @@ def build(
             resumes = members.work is not None and members.work.reused > 0
             publication.stored(prefix, dict(model.objects), reused=resumes or not model.is_new)
             if progress is not None:
-                progress("encoding", len(stored), len(members.checkpoints))
+                taken = sum(one.result.source_bytes for one in stored.values())
+                progress("encoding", len(stored), len(members.checkpoints), taken)
         in_order = [stored[task] for task in members.checkpoints]
         actions: list[Action] = [
             FamilyAction(family=family, architecture=members.report.digest),

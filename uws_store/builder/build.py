@@ -18,6 +18,7 @@ from uws_store.builder.fit import FitJob, TensorFit, fit_tensor
 from uws_store.builder.guard import beaten_by_plain
 from uws_store.builder.members import Members, sample_tasks
 from uws_store.builder.planning import decisions, factors_in_vain, plan_document
+from uws_store.builder.progress import Progress, silent
 from uws_store.builder.search import Fidelity, find_step, first_step
 from uws_store.builder.survey import TensorSurvey
 from uws_store.builder.work import resumed
@@ -28,10 +29,7 @@ from uws_store.nulls import Sharing, pooled
 from uws_store.plan import Choice, decode_budget, step_shift
 from uws_store.storage import MemoryStorage
 
-__all__ = ["BasisBuilder", "BuiltBasis", "Progress", "build_basis", "encode_within"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with the phase's name, what is done and what there is to do."""
+__all__ = ["BasisBuilder", "BuiltBasis", "build_basis", "encode_within"]
 
 _TRIMS = 4
 _NULLED_TENSORS = 12
@@ -91,7 +89,7 @@ class BasisBuilder:
     plan : PlanDocument, optional
         Decisions made before, instead of planning; the step is searched for all the same.
     progress : callable, optional
-        See :data:`Progress`.
+        See :class:`uws_store.builder.progress.Progress`.
     workers : Workers, optional
         Who surveys, fits and digests, tensor by tensor; this thread when absent. The basis is the same.
     kept_bytes : int
@@ -111,12 +109,12 @@ class BasisBuilder:
         workers: Workers | None = None,
         kept_bytes: int = 0,
     ) -> None:
-        self._report: Progress = progress or (lambda _phase, _done, _total: None)
+        self._report: Progress = progress or silent
         self._fidelity = fidelity
         workers = workers or Workers()
         pilot = members.pilot()
         members.checkpoints.keep(kept_bytes, always=pilot if members.is_small else ())
-        surveys = members.survey(workers, on_done=lambda done, total: self._report("reading", done, total))
+        surveys = members.survey(workers, report=self._report)
         coded = [survey for survey in surveys if survey.mode == "coded"]
         models = max(expect_models or 0, len(members.checkpoints))
         self._parameters = sum(math.prod(survey.shape) for survey in coded)
@@ -389,13 +387,15 @@ class _Zoo:
             for survey in coded
         ]
         fits: dict[int, TensorFit] = {}
+        size_bytes = 0
         for index, fit in resumed(
             self.members.work, self.workers, fit_tensor, jobs, names=names, kind=TensorFit
         ):
             fits[index] = fit
             if fit.sharing is not None:
                 self.sharing[fit.survey.name] = fit.sharing
-            report("fitting", len(fits), len(coded))
+            size_bytes += self.members.size_bytes(fit.survey.name, fit.survey.usable)
+            report("fitting", len(fits), len(coded), size_bytes)
         made = [fits[index] for index in range(len(coded))]
         if len(made) == self.coded_tensors:
             made = self.guarded(made, step, report)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -18,6 +18,7 @@ from uws_store.architecture import ArchitectureReport, compare
 from uws_store.builder.files import common_files
 from uws_store.builder.memory import MemoryProjection
 from uws_store.builder.products import choose_form, find_products, largest_start
+from uws_store.builder.progress import Progress, silent
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.survey import Surveyed, SurveyJob, TensorSurvey, survey_tensor
 from uws_store.builder.work import WorkFolder, resumed
@@ -156,6 +157,11 @@ class Members:
         """Per task, the tensors kept out of the fit because their norm is far beyond the others'; after the survey."""
         return dict(self._outliers)
 
+    def size_bytes(self, name: str, tasks: Iterable[str]) -> int:
+        """Count the bytes of a tensor in the checkpoints of some members."""
+        found = (self.checkpoints[task].tensors.get(name) for task in tasks)
+        return sum(info.size_bytes for info in found if info is not None)
+
     def projected_memory(self, *, exact: bool, shares_memory: bool) -> MemoryProjection:
         """Project what a build of these members will need, from headers alone."""
         signatures = self.report.majority
@@ -215,19 +221,20 @@ class Members:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def survey(
-        self, workers: Workers | None = None, *, on_done: Callable[[int, int], None] | None = None
+        self, workers: Workers | None = None, *, report: Progress = silent
     ) -> tuple[TensorSurvey, ...]:
         """Classify every tensor of the majority's signature, reading each tensor of each member once."""
         signatures = self.report.majority
         jobs = [SurveyJob(self.checkpoints, signature.name, signature.shape) for signature in signatures]
         names = [f"survey/{index}" for index in range(len(jobs))]
         found: dict[int, Surveyed] = {}
+        size_bytes = 0
         for index, surveyed in resumed(
             self.work, workers or Workers(), survey_tensor, jobs, names=names, kind=Surveyed
         ):
             found[index] = surveyed
-            if on_done is not None:
-                on_done(len(found), len(signatures))
+            size_bytes += self.size_bytes(surveyed.survey.name, self.checkpoints)
+            report("reading", len(found), len(signatures), size_bytes)
         in_order = [found[index] for index in range(len(signatures))]
         kept_out = {
             task: tuple(one.survey.name for one in in_order if task in one.outliers)

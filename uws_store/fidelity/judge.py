@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from uws_store.basis import Basis
-from uws_store.builder import BasisBuilder, BuiltBasis, EncodedModel, Progress
+from uws_store.builder import BasisBuilder, BuiltBasis, EncodedModel, Progress, silent
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint
 from uws_store.errors import FidelityError
@@ -44,7 +44,7 @@ class Judge:
         progress: Progress | None = None,
     ) -> None:
         self.request = request
-        report: Progress = progress or (lambda _phase, _done, _total: None)
+        report: Progress = progress or silent
         self._checkpoints = checkpoints
         self._report = Scorer(request.report)
         self._search = self._report if request.search is request.report else Scorer(request.search)

@@ -17,11 +17,14 @@ from spec_support import VECTORS, edit_values, model_folder, ours, read_document
 
 import uws_store
 from uws_store import api
+from uws_store.api.encoding import overhead_of
+from uws_store.builder import DEFAULT_FIDELITY, BasisBuilder, Members
 from uws_store.builder.alone import cheaper_alone, pack_private
-from uws_store.checkpoint import write_safetensors
+from uws_store.checkpoint import scan_zoo, write_safetensors
 from uws_store.dtypes import DTYPES
 from uws_store.metadata.plan import PlanDocument
 from uws_store.model import Tier
+from uws_store.registry import ModelEntry
 from uws_store.tensor_bytes import bytes_of, from_rotated, rotated
 
 GROUPS = VECTORS / "groups"
@@ -269,6 +272,56 @@ def test_the_overhead_that_is_asked_for_decides(tmp_path: Path) -> None:
         groups[overhead] = opened.model(opened.resolve("t0")).document.private_groups
     assert groups[0.0] != ()
     assert groups[100.0] == ()
+
+
+def _entry(registry: str, task: str) -> ModelEntry:
+    return uws_store.open_family("grid", registry=registry).resolve(task)
+
+
+def _stored_groups(registry: str, task: str) -> tuple[int, ...]:
+    opened = uws_store.open_family("grid", registry=registry)
+    return opened.model(_entry(registry, task)).document.private_groups
+
+
+def test_a_model_that_is_added_keeps_the_overhead_of_its_family(tmp_path: Path) -> None:
+    _, zoo = _family(tmp_path)
+    new = zoo / "t0.safetensors"
+    for overhead, kept in ((100.0, ()), (None, (0,))):
+        registry = str(tmp_path / str(overhead))
+        uws_store.build(zoo, family="grid", registry=registry, exact=True, exact_overhead=overhead)
+        uws_store.add(new, family="grid", task="as-built", registry=registry, exact=True)
+        assert _stored_groups(registry, "as-built") == kept
+        uws_store.add(new, family="grid", task="asked", registry=registry, exact=True, exact_overhead=0.0)
+        assert _stored_groups(registry, "asked") == (0,)
+        basis = uws_store.open_family("grid", registry=registry).model(_entry(registry, "t0")).basis
+        written = dict(basis.document.build.options).get("exact-overhead")
+        assert written == (str(overhead) if overhead is not None else None)
+
+
+def test_an_extended_family_and_a_model_moved_onto_it_keep_the_overhead(tmp_path: Path) -> None:
+    _, zoo = _family(tmp_path)
+    registry = str(tmp_path / "registry")
+    uws_store.build(zoo, family="grid", registry=registry, exact=True, exact_overhead=100.0)
+    shutil.copytree(zoo, tmp_path / "more")
+    for path in (tmp_path / "more").iterdir():
+        path.rename(path.with_name("new-" + path.name))
+    api.extend("grid", [tmp_path / "more"], registry=registry, exact=True)
+    assert _stored_groups(registry, "new-t0") == ()
+    api.rebase("grid", "t0", registry=registry)
+    assert _entry(registry, "t0").version == 2
+    assert _stored_groups(registry, "t0") == ()
+
+
+@pytest.mark.parametrize("text", ["much", "nan", "-1", "inf"])
+def test_a_basis_that_remembers_no_share_is_refused(text: str, tmp_path: Path) -> None:
+    _, zoo = _family(tmp_path, seeds=2)
+    with Members(scan_zoo(zoo)) as members:
+        options = (("exact-overhead", text),)
+        built = BasisBuilder(members, fidelity=DEFAULT_FIDELITY, options=options).build()
+    with pytest.raises(uws_store.UwsError) as caught:
+        overhead_of(built.basis)
+    assert caught.value.kind == "format/document"
+    assert overhead_of(built.basis, 0.25) == 0.25
 
 
 @pytest.mark.parametrize("overhead", [-0.1, float("nan"), float("inf"), "0.1"])

@@ -15,6 +15,7 @@ from uws_store.api.encoding import (
     ModelEncoding,
     fidelity_of,
     option_of,
+    overhead_of,
     put_objects,
     remarks_on_promise,
     sizes_of,
@@ -24,7 +25,7 @@ from uws_store.api.options import read_overhead
 from uws_store.api.results import AddResult
 from uws_store.architecture import compare
 from uws_store.basis import Basis
-from uws_store.builder import EXACT_OVERHEAD, AnalysisCache, EncodedModel, Progress
+from uws_store.builder import AnalysisCache, EncodedModel, Progress
 from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, task_of
 from uws_store.errors import AlreadyExistsError, IncompatibleError, NotFoundError
 from uws_store.fidelity import EvaluationFunction, Judge, OnMiss, read_request
@@ -47,7 +48,7 @@ def add(
     higher_is_better: bool | None = None,
     on_miss: OnMiss = "refuse",
     exact: bool = False,
-    exact_overhead: float = EXACT_OVERHEAD,
+    exact_overhead: float | None = None,
     rename: str | Path | Mapping[str, object] | None = None,
     zoo_options: Mapping[str, object] | None = None,
     progress: Progress | None = None,
@@ -72,8 +73,8 @@ def add(
         See :func:`uws_store.api.publish.build`; ``search_evaluate`` and ``on_miss`` are for families that were built with ``max_drop``.
     exact : bool
         Also store what makes every tensor bit-identical.
-    exact_overhead : float
-        See :func:`uws_store.api.publish.build`.
+    exact_overhead : float, optional
+        See :func:`uws_store.api.publish.build`; by default what the family was built with.
     rename : str, Path or Mapping, optional
         See :func:`uws_store.api.publish.build`.
     zoo_options : Mapping of str to object, optional
@@ -118,7 +119,7 @@ def add(
         judge = Judge(request, {name: source}, progress=progress) if request else None
         if judge is not None:
             judge.settle(basis)
-        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), judge, overhead)
+        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), judge, overhead_of(basis, overhead))
         model = encoding.encode(name, source, exact=exact)
     prefix = layout.model_prefix(family, model.digest)
 

@@ -7,6 +7,7 @@ for it. Stores objects; publishes nothing.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,12 +26,14 @@ from uws_store.builder import (
 )
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint
+from uws_store.errors import FormatError
 from uws_store.fidelity import Judge, ModelScore, ScoringRequest
 from uws_store.metadata.log import ModelAction
 from uws_store.storage import Storage, open_storage
 from uws_store.store import put_verified
 
 __all__ = [
+    "OVERHEAD_OPTION",
     "EncodeJob",
     "FamilyTarget",
     "ModelEncoding",
@@ -38,10 +41,15 @@ __all__ = [
     "encode_and_store",
     "fidelity_of",
     "option_of",
+    "overhead_of",
     "put_objects",
     "remarks_on_promise",
     "sizes_of",
 ]
+
+
+OVERHEAD_OPTION = "exact-overhead"
+"""Name of the option by which a basis remembers ``exact_overhead``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +243,32 @@ def fidelity_of(basis: Basis) -> Fidelity:
 def option_of(basis: Basis, name: str) -> str:
     """What a basis was told when it was built; empty when it was not."""
     return dict(basis.document.build.options).get(name, "")
+
+
+def overhead_of(basis: Basis, asked: float | None = None) -> float:
+    """By what share an exact model may be larger for a compact tier: as asked, else as the family was built.
+
+    Raises
+    ------
+    FormatError
+        When the basis says something else than a share (``format/document``).
+    """
+    if asked is not None:
+        return asked
+    text = option_of(basis, OVERHEAD_OPTION)
+    if not text:
+        return EXACT_OVERHEAD
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share < math.inf:
+        raise FormatError(
+            f"basis {basis.digest[:12]} was built with {OVERHEAD_OPTION} {text!r}, which is no share of at least 0; name one: "
+            "exact_overhead= (--exact-overhead)",
+            kind="format/document",
+        )
+    return share
 
 
 def remarks_on_promise(basis: Basis, fidelity: Fidelity, request: ScoringRequest | None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from uws_store import layout
 from uws_store.api.adding import require_architecture
 from uws_store.api.encoding import (
+    OVERHEAD_OPTION,
     EncodeJob,
     FamilyTarget,
     ModelEncoding,
@@ -19,6 +20,7 @@ from uws_store.api.encoding import (
     encode_and_store,
     fidelity_of,
     option_of,
+    overhead_of,
     put_objects,
     remarks_on_promise,
     sizes_of,
@@ -92,7 +94,9 @@ def extend(
             kind="invalid-input/nothing-new",
         )
     fidelity = fidelity_of(old_basis)
-    kept = tuple((name, option_of(old_basis, name)) for name in ("search-evaluation", "per-model"))
+    kept = tuple(
+        (name, option_of(old_basis, name)) for name in ("search-evaluation", "per-model", OVERHEAD_OPTION)
+    )
     with (
         Members(new, also=stored) as members,
         Workers(spec) as pool,
@@ -129,7 +133,10 @@ def extend(
         target = FamilyTarget(opened.storage, family, built.basis)
         basis_bytes = built.size_bytes
         del builder, built
-        jobs = [EncodeJob(members.checkpoints, member.task, target, fidelity, exact) for member in new]
+        overhead = overhead_of(target.basis)
+        jobs = [
+            EncodeJob(members.checkpoints, member.task, target, fidelity, exact, overhead) for member in new
+        ]
         done: dict[int, StoredModel] = {}
         for index, model in pool.map(encode_and_store, jobs):
             done[index] = model
@@ -233,7 +240,7 @@ def rebase(
         basis.prefetch()
         require_architecture(basis, checkpoint, family)
         fidelity = fidelity_of(basis)
-        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), None)
+        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), None, overhead_of(basis))
         encoded = encoding.encode(entry.task, checkpoint, exact=entry.exact)
         result = encoding.result(
             entry.task, encoded, version=1, remarks=remarks_on_promise(basis, fidelity, None)

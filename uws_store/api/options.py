@@ -52,14 +52,16 @@ def expected(models: int | None) -> int | None:
     return models
 
 
-def read_overhead(value: object) -> float:
-    """Check by what share tensors that are bit-identical may be larger for the sake of a compact tier.
+def read_overhead(value: object) -> float | None:
+    """Check by what share tensors that are bit-identical may be larger for the sake of a compact tier; None is no share.
 
     Raises
     ------
     InvalidInputError
         Not a finite number of at least 0 (``invalid-input/exact-overhead``).
     """
+    if value is None:
+        return None
     if not (isinstance(value, int | float) and 0.0 <= value < math.inf):
         raise InvalidInputError(
             f"exact_overhead is a share of at least 0, such as 0.05, not {value!r}",

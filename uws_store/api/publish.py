@@ -14,11 +14,13 @@ from pathlib import Path
 from uws_store import layout
 from uws_store.api.adapters import remarks_on_adapters
 from uws_store.api.encoding import (
+    OVERHEAD_OPTION,
     EncodeJob,
     FamilyTarget,
     ModelEncoding,
     StoredModel,
     encode_and_store,
+    overhead_of,
     put_objects,
     sizes_of,
 )
@@ -28,7 +30,6 @@ from uws_store.api.planning import read_plan
 from uws_store.api.results import BuildResult
 from uws_store.basis import step_of
 from uws_store.builder import (
-    EXACT_OVERHEAD,
     BasisBuilder,
     Fidelity,
     Members,
@@ -76,7 +77,7 @@ def build(
     per_model: bool = False,
     on_miss: OnMiss = "refuse",
     exact: bool = False,
-    exact_overhead: float = EXACT_OVERHEAD,
+    exact_overhead: float | None = None,
     expect_models: int | None = None,
     plan: PlanDocument | str | Path | None = None,
     max_decode_flops_per_weight: float | None = None,
@@ -120,10 +121,11 @@ def build(
         With ``max_drop``: refuse the zoo when a model misses it at the finest step, or keep that model bit-identical.
     exact : bool
         Also store what makes every tensor bit-identical.
-    exact_overhead : float
+    exact_overhead : float, optional
         With ``exact``: the share by which compact tier and residual of tensors that are read together may be larger than
         their bits alone. Beyond it they are stored alone, exact at every tier and smaller in all, and their compact tier
         is no smaller. 0 is the smallest in all; 0.05 keeps a small compact tier at up to 5 % more. No matter with ``bits``.
+        0.005 when absent; a share that is given holds for models that are added later, too.
     expect_models : int, optional
         Plan the basis for a family of this size, when more models will be added.
     plan : PlanDocument, str or Path, optional
@@ -192,7 +194,7 @@ def build(
         on_miss=on_miss,
     )
     spec = ExecutorSpec.parse(executor, workers=workers)
-    overhead = read_overhead(exact_overhead)
+    asked = read_overhead(exact_overhead)
     with (
         Members(
             scan_zoo(zoo, storage_options=zoo_options),
@@ -216,7 +218,7 @@ def build(
                 str(fidelity),
                 str(expect_models),
                 str(exact),
-                str(overhead),
+                str(asked),
                 str(max_decode_flops_per_weight),
                 hashlib.sha256(decided.to_bytes()).hexdigest() if decided else "",
                 *map(str, judge.options if judge else ()),
@@ -227,7 +229,10 @@ def build(
             members,
             fidelity=fidelity,
             expect_models=expect_models,
-            options=judge.options if judge else (),
+            options=(
+                *(() if asked is None else ((OVERHEAD_OPTION, str(asked)),)),
+                *(judge.options if judge else ()),
+            ),
             max_decode_flops_per_weight=max_decode_flops_per_weight,
             plan=decided,
             progress=progress,
@@ -248,7 +253,7 @@ def build(
         del builder, built  # means and samples, of no more use
         stored: dict[str, StoredModel] = {}
         for model in _encode_all(
-            members, target, fidelity, judge, exact=exact, exact_overhead=overhead, pool=pool
+            members, target, fidelity, judge, exact=exact, exact_overhead=overhead_of(target.basis), pool=pool
         ):
             stored[model.result.task] = model
             prefix = layout.model_prefix(family, model.digest)

@@ -22,9 +22,9 @@ _rename = click.option(
 _exact_overhead = click.option(
     "--exact-overhead",
     type=float,
-    default=0.005,
     metavar="NUMBER",
-    help="With --exact: how much larger, as a share, a model may get for a small compact tier. Default: 0.005.",
+    help="With --exact: how much larger, as a share, a model may get for a small compact tier. Default: 0.005, or what the "
+    "family was built with.",
 )
 
 
@@ -139,7 +139,7 @@ def build(
     max_drop: float | None,
     per_model: bool,
     exact: bool,
-    exact_overhead: float,
+    exact_overhead: float | None,
     expect_models: int | None,
     base: str | None,
     max_decode_flops_per_weight: float | None,
@@ -244,7 +244,7 @@ def add(
     family: str,
     task: str | None,
     exact: bool,
-    exact_overhead: float,
+    exact_overhead: float | None,
     rename: str | None,
     zoo_option: tuple[str, ...],
     output: Output,

@@ -122,6 +122,13 @@ def test_a_configuration_that_does_not_fit_is_refused(
     assert caught.value.kind == "incompatible/no-config"
 
 
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 100_000], ids=["cut", "no text", "deep"])
+def test_a_configuration_that_is_no_json_is_refused(data: bytes) -> None:
+    with pytest.raises(IncompatibleError) as caught:
+        build_module({"config.json": data}, dict, name="f/t", dtype=None)
+    assert caught.value.kind == "incompatible/config"
+
+
 @pytest.mark.parametrize(
     ("package", "config"),
     [("transformers", {"architectures": ["GPT2LMHeadModel"]}), ("timm", {"architecture": "resnet10t"})],

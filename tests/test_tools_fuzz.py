@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,12 @@ sys.path.insert(0, str(FUZZ))
 
 import flips  # noqa: E402 - a tool, found beside its folder
 from mutate import mutate  # noqa: E402
-from targets import TARGETS, VECTORS, files_below  # noqa: E402
+from targets import DOCUMENTS, ROOT, TARGETS, VECTORS, VERIFIED, files_below  # noqa: E402
+
+from uws_store import metadata  # noqa: E402
+from uws_store.errors import FormatError  # noqa: E402
+from uws_store.metadata.document import Document  # noqa: E402
+from uws_store.metadata.verification import VerificationDocument  # noqa: E402
 
 
 def test_a_run_with_little_memory_finds_nothing() -> None:
@@ -27,6 +35,47 @@ def test_a_run_with_little_memory_finds_nothing() -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.count(" 0 findings") == len(TARGETS)
+
+
+def test_every_document_of_the_format_is_fuzzed() -> None:
+    for module in pkgutil.iter_modules(metadata.__path__):
+        importlib.import_module(f"{metadata.__name__}.{module.name}")
+    assert set(DOCUMENTS) == set(Document.__subclasses__())
+    assert set(DOCUMENTS.values()) <= {target.name for target in TARGETS}
+
+
+def test_the_table_of_findings_names_every_target_once() -> None:
+    text = (ROOT / "spec" / "security.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*?) \|.*\|.*\|$", text[text.index("| target |") :], re.MULTILINE)[1:]
+    named = [name for row in rows if "flipped" not in row for name in row.split(", ")]
+    assert sorted(named) == sorted(target.name for target in TARGETS)
+
+
+def test_mutated_documents_get_past_the_parser_of_json() -> None:
+    (target,) = (target for target in TARGETS if target.name == DOCUMENTS[VerificationDocument])
+    kinds = set()
+    source = random.Random(3)
+    for _ in range(200):
+        try:
+            target.run(mutate(target.seeds[0], target.seeds, source=source))
+        except FormatError as error:
+            kinds |= {problem.kind for problem in error.problems}
+    assert kinds > {"format/missing-field", "format/type", "format/value"}
+
+
+def test_a_bit_flipped_in_any_record_of_a_verification_is_refused() -> None:
+    outcomes, findings = flips.damaged_reads(
+        (
+            flip
+            for flip in flips.choose(per_object=2, seed=4, registry=VERIFIED)
+            if "/verifications/" in flip.path
+        ),
+        registry=VERIFIED,
+    )
+    assert not findings
+    # The log keeps the newest records in mind; those before are read by nobody.
+    assert set(outcomes) == {"format/digest", "harmless"}
+    assert outcomes["format/digest"] > 30
 
 
 def test_a_bit_flipped_in_any_object_is_refused_or_harmless() -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from uws_store import open_family
 from uws_store.errors import UwsError
-from uws_store.registry import Registry
+from uws_store.registry import Registry, read_verification
+from uws_store.registry.state import VerificationEntry
 from uws_store.storage import MemoryStorage
 from uws_store.tensor_bytes import digest_of
 
@@ -101,8 +102,14 @@ def _read(files: dict[str, bytes], *, only: str = "") -> dict[str, str]:
         ),
         sorted(entry.digest for entry in entries),
     ]
-    found = {"the log": hashlib.sha256(repr(said).encode()).hexdigest()}
-    if only and not only.startswith("families/"):
+    found = {
+        f"verification {held.digest}": _verification(opened, kept.name, held)
+        for kept in opened.state().families.values()
+        for held in kept.verifications
+        if not only or held.digest in only
+    }
+    found |= {"the log": hashlib.sha256(repr(said).encode()).hexdigest()}
+    if only and ("/verifications/" in only or not only.startswith("families/")):
         return found  # the same digests lead to the same objects, which are whole
     done: set[str] = set()
     for entry in entries:
@@ -128,3 +135,11 @@ def _read(files: dict[str, bytes], *, only: str = "") -> dict[str, str]:
                     digests = b"".join(digest_of(tensors[name]) for name in sorted(tensors))
                     found[key] = hashlib.sha256(digests).hexdigest()
     return found
+
+
+def _verification(registry: Registry, family: str, held: VerificationEntry) -> str:
+    """Digest of what a record says, or the kind of the error."""
+    try:
+        return read_verification(registry.storage, family, held).sha256()
+    except UwsError as error:
+        return error.kind

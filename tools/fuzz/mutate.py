@@ -1,10 +1,12 @@
-"""Mutations of bytes: what a fuzzer does to a seed. Deterministic for a generator; knows nothing about formats."""
+"""Mutations of bytes: what a fuzzer does to a seed. Deterministic for a generator; knows no format but JSON."""
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["mutate"]
 
@@ -86,4 +88,55 @@ def _token(data: bytearray, _others: Sequence[bytes], source: random.Random) -> 
     data[at : at + source.randint(0, 4)] = source.choice(_TOKENS)
 
 
-_WAYS = (_flip, _flip, _edge, _cut, _repeat, _splice, _number, _number, _token)
+def _value(data: bytearray, _others: Sequence[bytes], source: random.Random) -> None:
+    """Change one value of a JSON document, which stays JSON: what a parser's own checks have to find."""
+    try:
+        root = json.loads(bytes(data))
+    except (ValueError, RecursionError):
+        return _token(data, _others, source)
+    held: list[tuple[Any, Any]] = []
+    _slots(root, held)
+    if not held:
+        return None
+    where, key = source.choice(held)
+    way = source.randrange(5)
+    if way == 0:
+        del where[key]
+    elif way == 1 and isinstance(where, dict):
+        where[source.choice(("", "uws", "kind", "x" * 300))] = where.pop(key)
+    elif way == 2:
+        other, at = source.choice(held)
+        where[key] = json.loads(json.dumps(other[at]))
+    elif isinstance(where, list) and way == 3:
+        where[key:key] = where * source.choice((1, 2, 40))
+    else:
+        where[key] = source.choice(
+            (*_EDGES, -1, 0.5, 1e300, "", "../x", "\ud800", "x" * 5000, [], {}, None, True)
+        )
+    data[:] = json.dumps(root).encode()
+    return None
+
+
+def _slots(value: object, found: list[tuple[Any, Any]]) -> None:
+    """Collect every place in a JSON value that holds another."""
+    if isinstance(value, dict | list):
+        for key, held in value.items() if isinstance(value, dict) else enumerate(value):
+            found.append((value, key))
+            _slots(held, found)
+
+
+_WAYS = (
+    _flip,
+    _flip,
+    _edge,
+    _cut,
+    _repeat,
+    _splice,
+    _number,
+    _number,
+    _token,
+    _value,
+    _value,
+    _value,
+    _value,
+)

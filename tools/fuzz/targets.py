@@ -20,22 +20,29 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from uws_store.adapter import parse_config
-from uws_store.checkpoint import open_checkpoint, scan_zoo
+from uws_store.checkpoint import Renaming, open_checkpoint, scan_zoo
 from uws_store.entropy import decode_integers, encode_integers
 from uws_store.fidelity.examples import find_examples
-from uws_store.metadata.basis import BasisDocument
+from uws_store.loader.construct import CONFIG, read_config
+from uws_store.metadata.basis import BasisDocument, SideRecord, StepRecord
 from uws_store.metadata.document import Document
 from uws_store.metadata.group import from_group_bytes
 from uws_store.metadata.log import Commit, HeadHint, RegistryDocument
 from uws_store.metadata.model import ModelDocument
+from uws_store.metadata.pending import PendingNote
+from uws_store.metadata.plan import PlanDocument, PlannedTensor
+from uws_store.metadata.signature import SignatureDocument, Statement
+from uws_store.metadata.snapshot import FamilySnapshot
+from uws_store.metadata.verification import VerificationDocument
 from uws_store.names import check_family_name, check_task_name
-from uws_store.storage import MemoryStorage
+from uws_store.storage import MemoryStorage, open_storage
 from uws_store.store import ArrayReader, encode_array
 
-__all__ = ["ROOT", "TARGETS", "VECTORS", "Target", "files_below"]
+__all__ = ["DOCUMENTS", "ROOT", "TARGETS", "VECTORS", "VERIFIED", "Target", "files_below"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VECTORS = ROOT / "spec" / "vectors" / "v1" / "registry"
+VERIFIED = ROOT / "spec" / "vectors" / "v1" / "verified" / "registry"
 
 _PREFIX = "families/f/models/m"
 
@@ -76,12 +83,27 @@ def _as_file(data: bytes, name: str) -> Iterator[Path]:
         yield path
 
 
-def _document(kind: type[Document]) -> Callable[[bytes], object]:
-    return lambda data: kind.parse(data, where="fuzz")
+DOCUMENTS: dict[type[Document], str] = {
+    RegistryDocument: "registry document",
+    HeadHint: "head hint",
+    Commit: "commit",
+    FamilySnapshot: "family snapshot",
+    BasisDocument: "basis document",
+    ModelDocument: "model document",
+    VerificationDocument: "verification record",
+    SignatureDocument: "signature",
+    PendingNote: "pending note",
+    PlanDocument: "plan",
+}
+"""Every document of the format and the target that it is."""
 
 
-def _group(kind: type[BasisDocument | ModelDocument]) -> Callable[[bytes], object]:
-    return lambda data: from_group_bytes(kind, data, where="fuzz")
+def _document(kind: type[Document], seeds: tuple[bytes, ...]) -> Target:
+    return Target(DOCUMENTS[kind], lambda data: kind.parse(data, where="fuzz"), seeds)
+
+
+def _group(kind: type[BasisDocument | ModelDocument], seeds: tuple[bytes, ...]) -> Target:
+    return Target(DOCUMENTS[kind], lambda data: from_group_bytes(kind, data, where="fuzz"), seeds)
 
 
 def _checkpoint(name: str) -> Callable[[bytes], object]:
@@ -110,6 +132,21 @@ def _manifest(data: bytes) -> None:
 def _examples(data: bytes) -> None:
     with _as_file(data, "data.npz") as path:
         find_examples(path, "task", labelled=True)
+
+
+def _remote_checkpoint(data: bytes) -> None:
+    """Read one over a storage: here the header is parsed in Python."""
+    storage = open_storage("memory://fuzz", create=True)
+    storage.delete("a.safetensors")
+    storage.put("a.safetensors", data)
+    with open_checkpoint("memory://fuzz/a.safetensors") as checkpoint:
+        for tensor in checkpoint.tensors:
+            checkpoint.read(tensor)
+
+
+def _renaming(data: bytes) -> None:
+    with _as_file(data, "rename.json") as path:
+        Renaming.of(path)
 
 
 def _name(check: Callable[[str], object]) -> Callable[[bytes], object]:
@@ -151,9 +188,51 @@ def _npz() -> bytes:
     return stream.getvalue()
 
 
+_SIGNATURE = SignatureDocument(
+    statement=Statement(registry="0" * 32, number=7, sha256="a" * 64, family="nets"),
+    key="b" * 64,
+    signature="c" * 128,
+).to_bytes()
+_NOTE = PendingNote(kind="lease", prefixes=(f"families/f/models/{'0' * 64}",)).to_bytes()
+_PLAN = PlanDocument(
+    architecture="0" * 64,
+    sources="1" * 64,
+    members=2,
+    models=500,
+    fidelity="bits 1.0",
+    step=StepRecord(mantissa=128, exponent=-8),
+    max_flops_per_weight=100.0,
+    basis_bytes=100.0,
+    model_bytes=10.0,
+    source_bytes=400.0,
+    plain_basis_bytes=100.0,
+    plain_model_bytes=20.0,
+    tensors=(
+        PlannedTensor(
+            name="a.weight",
+            elements=12,
+            left=SideRecord(block=3, rank=2),
+            centred=True,
+            ordered=True,
+            bits_per_model=1.0,
+            distortion=1.0,
+            basis_bits=1.0,
+            plain_bits_per_model=2.0,
+            plain_basis_bits=1.0,
+            flops_per_weight=2.0,
+            reason="left pays for itself",
+        ),
+    ),
+    tool="0",
+).to_bytes()
+
+
 def _targets() -> tuple[Target, ...]:
     files = files_below(VECTORS)
-    commits = tuple(data for path, data in files.items() if path.startswith("_log/0"))
+    logs = files_below(VERIFIED)
+    commits = tuple(data for path, data in (files | logs).items() if path.startswith("_log/0"))
+    snapshots = tuple(data for path, data in logs.items() if "/snapshots/" in path)
+    records = tuple(data for path, data in logs.items() if "/verifications/" in path)
     bases = tuple(data for path, data in files.items() if "/basis/" in path and path.count("/") == 4)
     models = tuple(data for path, data in files.items() if "/models/" in path and path.count("/") == 4)
     integers = np.random.default_rng(0).laplace(0, 2, 1000)
@@ -174,20 +253,28 @@ def _targets() -> tuple[Target, ...]:
         "rank_pattern": {"layers.0.q_proj": 4},
         "use_rslora": False,
     }
+    config = {"architectures": ["BertModel"], "hidden_size": 8, "auto_map": {"AutoModel": "m.Model"}}
+    renamings = ({"a.weight": "b.weight", "c": "d"}, {"task": {"a": "b"}})
     manifest = [{"task": "t", "path": "a.safetensors", "metadata": {"lr": "1"}}]
     shards = tuple(data for path, data in _ARRAY.objects.items() if path.startswith("c/"))
     return (
-        Target("registry document", _document(RegistryDocument), (files["uws.json"],)),
-        Target("head hint", _document(HeadHint), (files["_log/head"],)),
-        Target("commit", _document(Commit), commits),
-        Target("basis document", _group(BasisDocument), bases),
-        Target("model document", _group(ModelDocument), models),
+        _document(RegistryDocument, (files["uws.json"],)),
+        _document(HeadHint, (files["_log/head"],)),
+        _document(Commit, commits),
+        _document(FamilySnapshot, snapshots),
+        _group(BasisDocument, bases),
+        _group(ModelDocument, models),
+        _document(VerificationDocument, records),
+        _document(SignatureDocument, (_SIGNATURE,)),
+        _document(PendingNote, (_NOTE,)),
+        _document(PlanDocument, (_PLAN,)),
         Target("shard", _shard, shards),
         *(
             Target(f"pcodec stream of {dtype.__name__}", _stream(dtype), (stream,))
             for dtype, stream in streams.items()
         ),
         Target("safetensors file", _checkpoint("a.safetensors"), (_safetensors(),)),
+        Target("remote safetensors header", _remote_checkpoint, (_safetensors(),)),
         Target("torch zip file", _checkpoint("a.pt"), (_torch_file(zipped=True),)),
         Target("torch old file", _checkpoint("a.pth"), (_torch_file(zipped=False),)),
         Target("safetensors index", _index, (json.dumps(index).encode(),)),
@@ -195,6 +282,12 @@ def _targets() -> tuple[Target, ...]:
             "adapter config", lambda data: parse_config(data, where="fuzz"), (json.dumps(adapter).encode(),)
         ),
         Target("manifest", _manifest, (json.dumps(manifest).encode(),)),
+        Target("map of names", _renaming, tuple(json.dumps(one).encode() for one in renamings)),
+        Target(
+            "model configuration",
+            lambda data: read_config({CONFIG: data}, name="fuzz"),
+            (json.dumps(config).encode(),),
+        ),
         Target("examples", _examples, (_npz(),)),
         Target("family name", _name(check_family_name), (b"vit-digits", b"a" * 100)),
         Target("task name", _name(check_task_name), (b"task-01", "modèle/täsk 01".encode())),

@@ -5,7 +5,6 @@ Owns the names checkpoint files have. Reads indexes, but no weights. Must not kn
 
 from __future__ import annotations
 
-import json
 import re
 import stat
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from uws_store.checkpoint.base import listed
-from uws_store.checkpoint.weight_file import file_errors
+from uws_store.checkpoint.weight_file import file_errors, read_json
 from uws_store.errors import FormatError, InvalidInputError, NotFoundError, Problem
 
 __all__ = [
@@ -160,8 +159,7 @@ def read_index(path: Path) -> dict[str, str]:
         When it is not an index, or names a file elsewhere (kind ``format/checkpoint``), with all problems.
     """
     try:
-        with file_errors(path):
-            content = json.loads(path.read_bytes())
+        content = read_json(path)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"the index {path} is not JSON ({error})", kind="format/checkpoint") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None

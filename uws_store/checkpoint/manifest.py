@@ -6,14 +6,13 @@ zoo.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from uws_store.checkpoint.remote import is_url
-from uws_store.checkpoint.weight_file import file_errors
+from uws_store.checkpoint.weight_file import read_json
 from uws_store.errors import InvalidInputError, Problem
 from uws_store.names import check_task_name
 
@@ -62,8 +61,7 @@ def read_manifest(path: Path) -> tuple[list[ManifestEntry], list[Problem]]:
         When the file is not a JSON list (kind ``invalid-input/zoo-manifest``).
     """
     try:
-        with file_errors(path):
-            content = json.loads(path.read_bytes())
+        content = read_json(path)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"the manifest {path} is not JSON: {error}", kind=_KIND) from error
     if not isinstance(content, list):

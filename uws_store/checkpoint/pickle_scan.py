@@ -30,6 +30,9 @@ _PROTOCOL_2 = b"\x80\x02"
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # An old file is these four pickles, then the storages.
 _LEGACY_PICKLES = 4
+# torch writes its records uncompressed; others may pack them, and a pruned model packs well.
+_MAX_INFLATION = 16
+_INFLATION_BYTES = 64 << 20
 _ZIP = b"PK\x03\x04"
 # Constructors of tensors that are not plain arrays of numbers, and what these are.
 _UNSUPPORTED = {
@@ -118,12 +121,24 @@ def _records(path: Path, file: IO[bytes]) -> tuple[dict[str, zipfile.ZipInfo], b
         if "data.pkl" not in records:
             raise damaged(path, "it is a zip archive, but not one of torch.save")
         pickled = records["data.pkl"]
+        _refuse_bombs(path, archive.infolist())
         if pickled.compress_size > path.stat().st_size:
             raise damaged(path, "its archive is damaged: a record is larger than the file")
         # torch can be told to write no checksums (set_crc32_options), and then zipfile finds wrong ones.
         del pickled.CRC
         with archive.open(pickled) as record:
             return records, record.read()
+
+
+def _refuse_bombs(path: Path, records: list[zipfile.ZipInfo]) -> None:
+    """Refuse compressed records that are out of proportion to the file: torch unpacks them into memory."""
+    packed = sum(info.file_size for info in records if info.compress_type != zipfile.ZIP_STORED)
+    most = _MAX_INFLATION * path.stat().st_size + _INFLATION_BYTES
+    if packed > most:
+        raise damaged(
+            path,
+            f"its compressed records would take {packed} bytes, and at most {most} are unpacked of its size",
+        )
 
 
 def _opcodes(path: Path, file: IO[bytes], *, pickles: int) -> Iterator[tuple[pickletools.OpcodeInfo, object]]:

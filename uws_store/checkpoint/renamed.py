@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from uws_store.checkpoint.base import Checkpoint, TensorInfo, listed
-from uws_store.checkpoint.weight_file import file_errors
+from uws_store.checkpoint.weight_file import read_json
 from uws_store.errors import IncompatibleError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ RENAME_KEY = "uws_store.rename"
 """Under this key a model's record says by which map its tensors were renamed."""
 
 _KIND = "invalid-input/rename"
-_MOST_BYTES = 1 << 26
 
 Names = tuple[tuple[str, str], ...]
 """Pairs of a checkpoint's name and the family's, sorted."""
@@ -88,10 +87,8 @@ class Renaming:
         if given is None or isinstance(given, Mapping):
             return None if given is None else cls.parse(given, where="the map of names")
         path = Path(given)
-        with file_errors(path):
-            data = path.read_bytes() if path.stat().st_size <= _MOST_BYTES else b""
         try:
-            return cls.parse(json.loads(data, object_pairs_hook=_unique), where=str(path))
+            return cls.parse(read_json(path, object_pairs_hook=_unique), where=str(path))
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"{path} is no map of names: {error}", kind=_KIND) from error
 

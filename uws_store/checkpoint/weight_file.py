@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uws_store.errors import FormatError, InvalidInputError, MemoryLimitError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import torch
 
     from uws_store.checkpoint.base import TensorInfo
 
-__all__ = ["FileStamp", "WeightFile", "damaged", "file_errors", "first_bytes"]
+__all__ = ["FileStamp", "WeightFile", "damaged", "file_errors", "first_bytes", "read_json"]
 
 _BLOCK_BYTES = 1 << 20
+# Some three hundred thousand entries of an index, a manifest or a map.
+_MOST_JSON_BYTES = 1 << 26
 _GIT_LFS = b"version https://git-lfs"
 
 
@@ -159,6 +162,25 @@ def first_bytes(path: Path, count: int) -> bytes:
     if head.startswith(_GIT_LFS):
         raise damaged(path, "it is a pointer of Git LFS and not the file itself (run 'git lfs pull')")
     return head[:count]
+
+
+def read_json(
+    path: Path, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> object:
+    """Read a JSON file of at most 64 MiB that stands beside weights.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        When it is longer, or no JSON.
+    UwsError
+        As of :func:`file_errors`.
+    """
+    with file_errors(path), path.open("rb") as file:
+        data = file.read(_MOST_JSON_BYTES + 1)
+    if len(data) > _MOST_JSON_BYTES:
+        raise ValueError(f"it is longer than {_MOST_JSON_BYTES} bytes")
+    return json.loads(data, object_pairs_hook=object_pairs_hook)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from uws_store.errors import IncompatibleError
 from uws_store.loader.module import fill_module
 
-__all__ = ["CONFIG", "build_module"]
+__all__ = ["CONFIG", "build_module", "read_config"]
 
 CONFIG = "config.json"
 """The side file that a module is made from."""
@@ -82,8 +82,7 @@ def build_module(
         (``incompatible/library-missing``) or does not define what it names (``incompatible/not-in-library``), the
         library refuses its values (``incompatible/config``), or names or shapes do not fit (``incompatible/module``).
     """
-    data = files.get(CONFIG)
-    config = json.loads(data) if data is not None else None
+    config = read_config(files, name=name)
     if isinstance(config, dict) and isinstance(config.get("architectures"), list) and config["architectures"]:
         return _of_transformers(config, files.get(_GENERATION), weights, name=name, dtype=dtype)
     if isinstance(config, dict) and isinstance(config.get("architecture"), str):
@@ -97,6 +96,25 @@ def build_module(
         f"{name} was stored {what}; build the module yourself and load the weights with into=",
         kind="incompatible/no-config",
     )
+
+
+def read_config(files: Mapping[str, bytes], *, name: str) -> object:
+    """Parse a model's configuration; None when it has none.
+
+    Raises
+    ------
+    IncompatibleError
+        When it is no JSON: whoever stored it did not hold to the rules of side files (``incompatible/config``).
+    """
+    data = files.get(CONFIG)
+    try:
+        return None if data is None else json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IncompatibleError(
+            f"the {CONFIG} that was stored with {name} is not JSON ({error}); build the module yourself and load the "
+            "weights with into=",
+            kind="incompatible/config",
+        ) from error
 
 
 def _of_transformers(

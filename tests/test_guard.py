@@ -12,7 +12,7 @@ from zoo_support import make_zoo
 
 from uws_store.basis import step_of
 from uws_store.builder import Fidelity, Members, build_basis, encode_model
-from uws_store.builder import build as build_module
+from uws_store.builder import surveyed as surveyed_module
 from uws_store.checkpoint import scan_zoo
 from uws_store.store import encode_array
 
@@ -74,7 +74,7 @@ def test_a_zoo_that_misleads_the_planner_is_no_larger_than_plain(
     zoo = _misleading(tmp_path / "zoo")
     guarded, plain, reasons = _stored(zoo)
     assert reasons == {"a plain coder took less on encoded models"}
-    monkeypatch.setattr(build_module, "beaten_by_plain", lambda *_args, **_options: {})
+    monkeypatch.setattr(surveyed_module, "beaten_by_plain", lambda *_args, **_options: {})
     trusting, _, _ = _stored(zoo)
     assert trusting > 1.05 * guarded, "the zoo did not mislead the planner: it tests nothing"
     assert guarded <= 1.01 * plain

@@ -28,7 +28,8 @@ import torch
 from uws_store import layout
 from uws_store.architecture import TensorSignature, signature_digest
 from uws_store.basis import Basis
-from uws_store.builder.encode import EncodedModel, encode_model
+from uws_store.builder.encode import encode_model
+from uws_store.builder.encoded import EncodedModel
 from uws_store.builder.files import pack_files
 from uws_store.canonical import Step
 from uws_store.checkpoint import open_checkpoint, write_safetensors

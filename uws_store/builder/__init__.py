@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from uws_store.builder.build import BasisBuilder, BuiltBasis, build_basis, encode_within
-from uws_store.builder.encode import EXACT_OVERHEAD, AnalysisCache, EncodedModel, encode_model
+from uws_store.builder.build import BasisBuilder, build_basis
+from uws_store.builder.encode import EXACT_OVERHEAD, AnalysisCache, encode_model
+from uws_store.builder.encoded import EncodedModel, encode_within
 from uws_store.builder.members import Members, piece_name
 from uws_store.builder.memory import MemoryProjection, available_bytes, parse_bytes
 from uws_store.builder.progress import Progress, silent
 from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity, FidelityKind
 from uws_store.builder.sources import Place, ZooFiles
+from uws_store.builder.surveyed import BuiltBasis
 from uws_store.builder.work import WorkFolder, resumed
 
 __all__ = [

@@ -19,6 +19,7 @@ from uws_store import layout
 from uws_store.basis import Basis, step_of
 from uws_store.builder.alone import cheaper_alone, pack_private
 from uws_store.builder.encode_product import EncodedProduct, encode_product, gauge_numbers, ranks_of
+from uws_store.builder.encoded import EncodedModel
 from uws_store.builder.files import own_files, pack_files
 from uws_store.builder.products import Form
 from uws_store.builder.transform import Analysis
@@ -42,7 +43,7 @@ from uws_store.residual import residual_classes, residual_dtype, residual_of, re
 from uws_store.store import EncodedArray, encode_array
 from uws_store.tensor_bytes import bytes_of, digest_of
 
-__all__ = ["EXACT_OVERHEAD", "AnalysisCache", "EncodedModel", "encode_model"]
+__all__ = ["EXACT_OVERHEAD", "AnalysisCache", "encode_model"]
 
 EXACT_OVERHEAD = 0.005
 """Share by which core and residual of a read group may exceed its bits alone before it is stored alone.
@@ -50,53 +51,6 @@ EXACT_OVERHEAD = 0.005
 Words coded alone are at least as much smaller than what ZipNN and Zstandard make of the zoos that were measured."""
 
 _SOURCE_METADATA_BYTES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedModel:
-    """A model ready to be published.
-
-    Attributes
-    ----------
-    document : ModelDocument
-        Its record.
-    digest : str
-        SHA-256, hex, of its group document: its name.
-    objects : dict of str to bytes
-        Path below the model's folder to bytes; the group document comes last.
-    notices : tuple of str
-        What the user should know: tensors kept private and why.
-    """
-
-    document: ModelDocument
-    digest: str
-    objects: dict[str, bytes]
-    notices: tuple[str, ...]
-
-    @property
-    def compact_bytes(self) -> int:
-        """Bytes of everything that the weights of the compact tier need, metadata included."""
-        beside = ("residual", "gauge/", "files/")
-        return sum(len(data) for path, data in self.objects.items() if not path.startswith(beside))
-
-    @property
-    def file_bytes(self) -> int:
-        """Bytes of the side files that are the model's own, as stored, reported beside the weights."""
-        return sum(len(data) for path, data in self.objects.items() if path.startswith("files/"))
-
-    @property
-    def private_bytes(self) -> int:
-        """Bytes of the private tensors as stored, reported beside the bits."""
-        return self.document.private_size_bytes
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all objects."""
-        return sum(len(data) for data in self.objects.values())
-
-    def bits_per_parameter(self, basis: Basis) -> float:
-        """Bits of the compact tier per basis-coded parameter: core, metadata and record, without private tensors."""
-        return 8 * (self.compact_bytes - self.private_bytes) / max(1, basis.coded_parameters)
 
 
 class AnalysisCache:

@@ -1,0 +1,293 @@
+"""A model from its encoded tensors: read groups laid end to end, the arrays, the document.
+
+Owns what is kept of a model's tensors once they are encoded, and how that becomes objects; also the choice, read group
+by read group, of what is stored alone because it is smaller so. Must not know how a tensor is encoded. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from uws_store import layout
+from uws_store.basis import Basis
+from uws_store.builder.alone import cheaper_alone, pack_private
+from uws_store.builder.encode_product import EncodedProduct, gauge_numbers, ranks_of
+from uws_store.builder.encoded import EncodedModel
+from uws_store.builder.files import own_files, pack_files
+from uws_store.canonical import Step
+from uws_store.checkpoint import RENAME_KEY, Checkpoint, TensorInfo
+from uws_store.dtypes import DTYPES
+from uws_store.metadata.basis import StepRecord
+from uws_store.metadata.group import to_group_bytes
+from uws_store.metadata.model import (
+    DigestRecord,
+    ModelDocument,
+    PrivateRecord,
+    ScoreRecord,
+    SourceRecord,
+    relative_error,
+)
+from uws_store.residual import residual_dtype, residual_order
+from uws_store.store import EncodedArray, encode_array
+from uws_store.tensor_bytes import bytes_of, digest_of
+
+__all__ = ["EncodedTensors", "assemble_model"]
+
+_SOURCE_METADATA_BYTES = 4096
+
+
+@dataclass(slots=True)
+class EncodedTensors:
+    """What the encoding of a model's tensors gives, while they go by.
+
+    Attributes
+    ----------
+    basis : Basis
+        What the model is encoded against.
+    checkpoint : Checkpoint
+        The source.
+    step : Step
+        The model's quantiser step.
+    cores : dict of str to numpy.ndarray
+        int32 (p x q) of each coded tensor.
+    private : list of (PrivateRecord, bytes)
+        Tensors that are kept byte for byte.
+    absent : list of str
+        Tensors of the table that the source does not have.
+    dtypes : dict of str to str
+        Dtypes of coded tensors, where they are not the table's.
+    compact_digests, exact_digests : dict of str to bytes
+        SHA-256 of each tensor at a tier.
+    energies : dict of str to (float, float)
+        Squared error and squared norm of each coded tensor; of a factor, its product's.
+    private_groups : list of int
+        Read groups that are stored alone.
+    residuals : dict of str to (numpy.ndarray, numpy.ndarray)
+        Residual and its classes (int16) of each coded tensor.
+    notices : list of str
+        What the user should know.
+    products : list of EncodedProduct
+        In the order of the basis.
+    """
+
+    basis: Basis
+    checkpoint: Checkpoint
+    step: Step
+    cores: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
+    private: list[tuple[PrivateRecord, bytes]] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    compact_digests: dict[str, bytes] = field(default_factory=dict)
+    exact_digests: dict[str, bytes] = field(default_factory=dict)
+    energies: dict[str, tuple[float, float]] = field(default_factory=dict)
+    private_groups: list[int] = field(default_factory=list)
+    residuals: dict[str, tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int16]]] = field(
+        default_factory=dict
+    )
+    notices: list[str] = field(default_factory=list)
+    products: list[EncodedProduct] = field(default_factory=list)
+
+    def keep(self, info: TensorInfo, tensor: torch.Tensor, why: str | None) -> None:
+        """Keep a tensor byte for byte; say why when nobody would expect it."""
+        record = PrivateRecord(name=info.name, shape=info.shape, dtype=info.dtype.name)
+        self.private.append((record, bytes_of(tensor)))
+        self.digest(info.name, digest_of(tensor))
+        if why is not None:
+            self.notices.append(f"{info.name} is kept byte for byte: {why}")
+
+    def digest(self, name: str, digest: bytes) -> None:
+        """Record a tensor that is the same at every tier."""
+        self.compact_digests[name] = self.exact_digests[name] = digest
+
+    def dtype(self, name: str) -> str:
+        """The dtype of a coded tensor in this model."""
+        return self.dtypes.get(name, self.basis.table[name].dtype)
+
+
+def assemble_model(
+    made: EncodedTensors, *, exact: bool, exact_overhead: float | None, scores: tuple[ScoreRecord, ...]
+) -> EncodedModel:
+    """Put a model's document and objects together.
+
+    Parameters
+    ----------
+    made : EncodedTensors
+        Every tensor of the model; read groups that are cheaper alone are moved to ``private_groups``.
+    exact : bool
+        Whether to add what makes every tensor bit-identical.
+    exact_overhead : float or None
+        See :func:`uws_store.builder.encode_model`.
+    scores : tuple of ScoreRecord
+        For the record.
+    """
+    own_types = {made.dtype(name) for name in made.cores}
+    arrays = _pack_arrays(made, exact=exact, exact_overhead=exact_overhead)
+    shared_files, own = own_files(made.basis, made.checkpoint)
+    files, file_array = pack_files(own)
+    if file_array is not None:
+        arrays["files"] = file_array
+    uniform = own_types.pop() if made.dtypes and len(own_types) == 1 else None
+    records = {name: array.record for name, array in arrays.items()}
+    table_names = [record.name for record in made.basis.document.tensors]
+    extra = [record.name for record, _ in made.private if record.name not in made.basis.table]
+    order = [name for name in (*table_names, *extra) if name in made.compact_digests]
+    document = ModelDocument(
+        basis=made.basis.digest,
+        step=StepRecord(mantissa=made.step.mantissa, exponent=made.step.exponent),
+        dtype=uniform,
+        dtypes=() if uniform else tuple(made.dtypes.items()),
+        absent=tuple(made.absent),
+        private=tuple(record for record, _ in made.private),
+        private_groups=tuple(made.private_groups),
+        core=records.get("core"),
+        private_bytes=records.get("private"),
+        private16=records.get("private16"),
+        private32=records.get("private32"),
+        private64=records.get("private64"),
+        residual16=records.get("residual16"),
+        residual32=records.get("residual32"),
+        residual64=records.get("residual64"),
+        ranks=ranks_of(made.products, made.basis) or None,
+        scales=ModelDocument.pack_scales([scale for product in made.products for scale in product.scales]),
+        gauge=records.get("gauge"),
+        shared_files=shared_files,
+        files=files,
+        file_bytes=records.get("files"),
+        compact=DigestRecord.over([made.compact_digests[name] for name in order]),
+        exact=DigestRecord.over([made.exact_digests[name] for name in order])
+        if exact and made.cores
+        else None,
+        lossless=True if exact and not made.cores else None,
+        rel_error=_total_error(made),
+        errors=ModelDocument.pack_errors(
+            [relative_error(*made.energies[name]) for name in table_names if name in made.energies]
+        ),
+        source=SourceRecord(
+            sha256=made.checkpoint.sha256(),
+            size_bytes=made.checkpoint.file_size_bytes,
+            metadata=_source_metadata(made.checkpoint),
+        ),
+        scores=scores,
+    )
+    objects = {
+        f"{name}/{path}": data for name, array in arrays.items() for path, data in array.objects.items()
+    }
+    group = to_group_bytes(document)
+    objects[layout.GROUP_PATH] = group
+    return EncodedModel(document, hashlib.sha256(group).hexdigest(), objects, tuple(made.notices))
+
+
+def _total_error(made: EncodedTensors) -> float:
+    """The relative error over all coded tensors; a product counts once: with its left factor."""
+    seconds = {right.name for _, right in made.basis.document.products()}
+    counted = [energies for name, energies in made.energies.items() if name not in seconds]
+    return relative_error(
+        math.fsum(error for error, _ in counted), math.fsum(energy for _, energy in counted)
+    )
+
+
+def _pack_arrays(
+    made: EncodedTensors, *, exact: bool, exact_overhead: float | None
+) -> dict[str, EncodedArray]:
+    """The arrays that hold a model's weights, by name."""
+    private = [(record.dtype, data) for record, data in made.private]
+    if exact and exact_overhead is not None:
+        private += _keep_groups(made, exact_overhead)
+    arrays = pack_private(private) | _pack_residuals(made)
+    core = _pack_core(made)
+    if core is not None:
+        arrays["core"] = core
+    gauge = gauge_numbers(made.products) if exact else None
+    if gauge is not None:
+        arrays["gauge"] = encode_array(
+            gauge, chunk=layout.core_chunk_for(len(gauge)), page=layout.page_for(len(gauge))
+        )
+    return arrays
+
+
+def _group_core(made: EncodedTensors, index: int) -> npt.NDArray[np.int32]:
+    """Integers of a read group, sorted by significance; zeros for tensors that are not coded here."""
+    group = made.basis.groups[index]
+    pooled = np.zeros(group.coefficients, np.int32)
+    for name in group.names:
+        if name in made.cores:
+            offset = made.basis.slots[name].core_offset
+            flat = made.cores[name].reshape(-1)
+            pooled[offset : offset + len(flat)] = flat
+    return pooled[made.basis.order(index)]
+
+
+def _group_residuals(made: EncodedTensors, index: int) -> dict[str, npt.NDArray[np.unsignedinteger]]:
+    """Residuals of a read group by the name of their array, sorted by class."""
+    members: dict[str, list[str]] = {}
+    for name in made.basis.groups[index].names:
+        if name in made.residuals:
+            width = residual_dtype(DTYPES[made.dtype(name)]).removeprefix("uint")
+            members.setdefault(f"residual{width}", []).append(name)
+    parts: dict[str, npt.NDArray[np.unsignedinteger]] = {}
+    for array, names in members.items():
+        values = np.concatenate([made.residuals[name][0] for name in names])
+        order = residual_order(np.concatenate([made.residuals[name][1] for name in names]))
+        parts[array] = values[order]
+    return parts
+
+
+def _keep_groups(made: EncodedTensors, overhead: float) -> list[tuple[str, bytes]]:
+    """Keep the read groups that are cheaper alone; their tensors, by dtype and bytes, in the model's order."""
+    kept: list[tuple[str, bytes]] = []
+    for index, group in enumerate(made.basis.groups):
+        names = [name for name in group.names if name in made.cores]
+        if any(made.basis.table[name].low_rank for name in group.names):
+            continue
+        tensors = [(made.dtype(name), bytes_of(made.checkpoint.read(name))) for name in names]
+        streams = [_group_core(made, index), *_group_residuals(made, index).values()]
+        if names and cheaper_alone(tensors, streams, overhead=overhead):
+            kept += tensors
+            made.private_groups.append(index)
+            for name in names:
+                del made.cores[name], made.residuals[name], made.energies[name]
+                made.compact_digests[name] = made.exact_digests[name]
+    return kept
+
+
+def _pack_core(made: EncodedTensors) -> EncodedArray | None:
+    """Lay the read groups end to end."""
+    document = made.basis.document
+    if len(made.private_groups) == len(made.basis.groups):
+        return None
+    core = np.zeros(document.core_length, np.int32)
+    for index, group in enumerate(made.basis.groups):
+        core[group.start : group.start + group.coefficients] = _group_core(made, index)
+    small = bool(np.abs(core).max(initial=0) < 1 << 15)
+    return encode_array(
+        core.astype(np.int16) if small else core, chunk=document.core_chunk, page=document.core_page
+    )
+
+
+def _pack_residuals(made: EncodedTensors) -> dict[str, EncodedArray]:
+    """One array per storage width: read groups end to end."""
+    parts: dict[str, list[npt.NDArray[np.unsignedinteger]]] = {}
+    for index in range(len(made.basis.groups)):
+        for array, values in _group_residuals(made, index).items():
+            parts.setdefault(array, []).append(values)
+    return {
+        name: encode_array(
+            np.concatenate(arrays),
+            chunk=made.basis.document.residual_chunk,
+            page=layout.page_for(sum(len(array) for array in arrays)),
+        )
+        for name, arrays in parts.items()
+    }
+
+
+def _source_metadata(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """The checkpoint's own metadata, as long as it is small: licences travel, training logs do not."""
+    pairs = tuple(sorted(checkpoint.metadata.items()))
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in pairs)
+    return pairs if size <= _SOURCE_METADATA_BYTES else tuple(pair for pair in pairs if pair[0] == RENAME_KEY)

@@ -20,7 +20,8 @@ def analyze(
     Parameters
     ----------
     zoo : str or Path
-        A folder with one checkpoint per task, or a manifest.
+        A folder with one checkpoint per task, a manifest, or a URL (:class:`uws_store.storage.StorageUrl` carries its
+        options).
     seed : int
         Of the nulls, the sampled coordinates and the models kept out.
     progress : callable, optional

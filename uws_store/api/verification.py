@@ -19,10 +19,11 @@ from uws_store import layout
 from uws_store.api.cache import at_source
 from uws_store.api.family import Family, open_family
 from uws_store.api.opening import open_registry
+from uws_store.api.originals import open_originals
 from uws_store.api.recording import publish_record, signer
 from uws_store.api.verdicts import ModelVerdict, VerifyResult
-from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, scan_zoo
-from uws_store.errors import IncompatibleError, InvalidInputError, NotFoundError, Problem, UwsError
+from uws_store.checkpoint import Checkpoint, Renaming
+from uws_store.errors import IncompatibleError, InvalidInputError, Problem, UwsError
 from uws_store.fidelity import (
     BUILT_IN,
     ORIGINAL,
@@ -58,6 +59,7 @@ def verify(
     registry: str | Registry | None = None,
     against: str | Path | None = None,
     rename: str | Path | Mapping[str, object] | None = None,
+    zoo_options: Mapping[str, object] | None = None,
     evaluate: str | EvaluationFunction | None = None,
     data: str | Path | None = None,
     module: str | ModuleFactory | None = None,
@@ -80,9 +82,11 @@ def verify(
     registry : str or Registry, optional
         Where it lies.
     against : str or Path, optional
-        The zoo of originals, or for one task its checkpoint.
+        The zoo of originals: a folder, a manifest or a URL; or for one task its checkpoint.
     rename : str, Path or Mapping, optional
         With ``against``: the map of names that the family was built with, or the model added; see :func:`uws_store.build`.
+    zoo_options : Mapping of str to object, optional
+        With ``against``: what the storages of its URLs are opened with, as :func:`uws_store.build` takes it.
     evaluate : str or callable, optional
         Score every model: ``package.module:function`` or ``file.py:function`` as in :func:`uws_store.build`, or a
         built-in evaluation, ``accuracy`` or ``logits``. Compared are the original (from ``against``, else from the exact
@@ -127,6 +131,11 @@ def verify(
         raise InvalidInputError(
             "a map of names is for originals; name them: against= (--against)", kind="invalid-input/rename"
         )
+    if zoo_options and against is None:
+        raise InvalidInputError(
+            "options of a zoo's storage are for originals; name them: against= (--against)",
+            kind="invalid-input/storage-option",
+        )
     if not 1 <= workers <= _MOST_WORKERS:
         raise InvalidInputError(
             f"workers is from 1 to {_MOST_WORKERS}, not {workers}", kind="invalid-input/workers"
@@ -147,7 +156,15 @@ def verify(
     )
     basis_objects, problems, damaged = _check_bases(opened, {entry.basis_digest for entry in entries})
     with ExitStack() as stack:
-        originals = _renamed(_originals(against, entries, stack), renaming)
+        originals: Mapping[str, Checkpoint] = {}
+        if against is not None:
+            originals = open_originals(
+                against,
+                [entry.task for entry in entries],
+                stack,
+                storage_options=zoo_options,
+                renaming=renaming,
+            )
         work = _Work(opened, originals, examiner, damaged)
         verdicts = _all_verdicts(work, entries, workers=workers, progress=progress)
     uncompared = (
@@ -386,41 +403,3 @@ def _assembler(family: Family, module: str | ModuleFactory | None) -> Assembler:
 def _failed(entry: ModelEntry, problem: Problem) -> ModelVerdict:
     report = ModelReport(0, 0, (), 0.0, None, (problem,))
     return ModelVerdict(entry.task, entry.version, entry.digest, report, safe_to_delete=False)
-
-
-def _renamed(originals: Mapping[str, Checkpoint], renaming: Renaming | None) -> Mapping[str, Checkpoint]:
-    if renaming is None:
-        return originals
-    found = {task: renaming.apply(task, checkpoint) for task, checkpoint in originals.items()}
-    renaming.require_used(found)
-    return found
-
-
-def _originals(
-    against: str | Path | None, entries: list[ModelEntry], stack: ExitStack
-) -> Mapping[str, Checkpoint]:
-    """Open the originals of the tasks that have one.
-
-    Raises
-    ------
-    NotFoundError
-        When none of the tasks has one: these are not the originals (``not-found/original``).
-    """
-    if against is None:
-        return {}
-    path = Path(against)
-    if len(entries) == 1 and path.is_file() and path.suffix != ".json":
-        return {entries[0].task: stack.enter_context(open_checkpoint(path))}
-    members = {member.task: member for member in scan_zoo(against)}
-    found = {
-        entry.task: stack.enter_context(open_checkpoint(members[entry.task].place))
-        for entry in entries
-        if entry.task in members
-    }
-    if not found:
-        raise NotFoundError(
-            f"{path} has no checkpoint of any of the {len(entries)} tasks, such as {entries[0].task!r}; name the zoo "
-            "that the family was built from",
-            kind="not-found/original",
-        )
-    return found

@@ -16,6 +16,7 @@ from uws_store.cli.output import Output, as_plain, columns, counted, facts, numb
 from uws_store.cli.planning import plan_facts, plan_totals
 from uws_store.cli.progress import progress
 from uws_store.errors import AlreadyExistsError, InvalidInputError, StorageError, UwsError
+from uws_store.storage import StorageUrl, parse_options
 
 if TYPE_CHECKING:
     from uws_store.analysis import ArchitectureGroup, ModeCapture, ZooAnalysis
@@ -36,9 +37,18 @@ _MODES = {
 
 
 def run_analyze(
-    zoo: str, *, plot: str | None, rename_out: str | None, plan: bool, overwrite: bool, output: Output
+    zoo: str,
+    *,
+    plot: str | None,
+    rename_out: str | None,
+    plan: bool,
+    overwrite: bool,
+    zoo_option: tuple[str, ...],
+    output: Output,
 ) -> None:
     """Analyse a zoo."""
+    if zoo_option:
+        zoo = StorageUrl(zoo, parse_options(zoo_option))
     if plot is not None:
         _check_plot(Path(plot), overwrite=overwrite)
     if rename_out is not None:

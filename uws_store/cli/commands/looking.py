@@ -7,6 +7,7 @@ import click
 
 from uws_store.cli.command import Example, command
 from uws_store.cli.output import Output
+from uws_store.cli.work import zoo_option
 
 __all__ = ["analyze", "list_", "report", "show"]
 
@@ -32,6 +33,7 @@ __all__ = ["analyze", "list_", "report", "show"]
     help="Predict the bytes that build would store; it costs what the basis of a build costs.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a plot or map that is there.")
+@zoo_option
 def analyze(
     *,
     zoo: str,
@@ -39,6 +41,7 @@ def analyze(
     rename_out: str | None,
     plan: bool,
     overwrite: bool,
+    zoo_option: tuple[str, ...],
     output: Output,
     registry: str | None,
 ) -> None:
@@ -52,7 +55,15 @@ def analyze(
 
     if registry is not None:
         raise click.UsageError("analyze reads a zoo and no registry; leave out --registry")
-    run_analyze(zoo, plot=plot, rename_out=rename_out, plan=plan, overwrite=overwrite, output=output)
+    run_analyze(
+        zoo,
+        plot=plot,
+        rename_out=rename_out,
+        plan=plan,
+        overwrite=overwrite,
+        zoo_option=zoo_option,
+        output=output,
+    )
 
 
 @command(

@@ -9,6 +9,8 @@ import click
 
 from uws_store.cli.command import Example, command, split_model
 from uws_store.cli.output import Output
+from uws_store.cli.work import zoo_option
+from uws_store.storage import parse_options
 
 __all__ = ["export", "verify"]
 
@@ -17,14 +19,21 @@ __all__ = ["export", "verify"]
     "verify",
     Example("uws-store verify vit-digits", "every object and every tensor's digest"),
     Example("uws-store verify vit-digits --against zoo/", "and the distance to the originals"),
+    Example("uws-store verify vit-digits --against s3://bucket/zoo", "to originals in a bucket"),
     Example("uws-store verify vit-digits --against zoo/ --eval score.py:f", "and the scores, side by side"),
     Example("uws-store verify vits --eval accuracy --data test.npz", "accuracy on labelled examples"),
     Example("uws-store verify llamas --eval logits", "agreement with the original, without labels"),
+    Example("uws-store verify vits --signature jo.pem", "that the log is the one which Jo signed, first"),
     Example("uws-store verify vits --record --signed-off-by Jo", "and what was found, kept with the family"),
 )
 @click.argument("family")
 @click.argument("task", required=False)
-@click.option("--against", metavar="ZOO", help="The zoo of originals, or for one task its checkpoint.")
+@click.option(
+    "--against",
+    metavar="ZOO",
+    help="The zoo of originals, as a path or a URL; or for one task its checkpoint.",
+)
+@zoo_option
 @click.option(
     "--rename", metavar="FILE", help="With --against: the map of names that the family was built with."
 )
@@ -84,6 +93,7 @@ def verify(
     family: str,
     task: str | None,
     signature: str | None,
+    zoo_option: tuple[str, ...],
     against: str | None,
     output: Output,
     registry: str | None,
@@ -99,11 +109,16 @@ def verify(
     from uws_store.cli.verification import run_verify
 
     family, task = _one_model(family, task)
+    if zoo_option and against is None:
+        raise click.UsageError("--zoo-option is for originals; name them with --against")
     if signature is not None:
         from uws_store.cli.keeping import run_check_signature
 
         run_check_signature(family, key=signature, output=output, registry=registry)
-    if not run_verify(family, task, against=against, output=output, registry=registry, **options):
+    zoo_options = parse_options(zoo_option)
+    if not run_verify(
+        family, task, against=against, zoo_options=zoo_options, output=output, registry=registry, **options
+    ):
         click.get_current_context().exit(1)
 
 

@@ -16,8 +16,7 @@ from uws_store.errors import FormatError, InvalidInputError, StorageError
 from uws_store.layout import commit_path, model_prefix, pending_path
 from uws_store.metadata.log import Action, BasisAction, DeleteAction, FamilyAction, ModelAction
 from uws_store.metadata.pending import PendingNote
-from uws_store.registry import Publication, Registry, RegistryState, collect, pending
-from uws_store.registry import registry as registry_module
+from uws_store.registry import Publication, Registry, RegistryState, collect, committing, pending
 from uws_store.registry.collect import LEAST_GRACE_S
 from uws_store.storage import MemoryStorage
 
@@ -364,7 +363,7 @@ def test_a_damaged_log_or_note_keeps_everything(registry: Registry, clock: Clock
 def test_snapshots_of_old_checkpoints_are_removed(
     registry: Registry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "_CHECKPOINT_COMMITS", 2)
+    monkeypatch.setattr(committing, "_CHECKPOINT_COMMITS", 2)
     for number in range(10, 20):
         publish(registry, number)
     snapshots = set(registry.storage.list("_log/snapshots"))

@@ -12,7 +12,7 @@ from storage_support import CountingStorage, found_family, next_models
 
 from uws_store.errors import StorageError
 from uws_store.metadata.log import Action, AliasAction, DeleteAction
-from uws_store.registry import Registry, RegistryState
+from uws_store.registry import Registry, RegistryState, committing
 from uws_store.registry import registry as registry_module
 from uws_store.registry.reading import replay
 from uws_store.storage import MemoryStorage, Storage
@@ -72,7 +72,7 @@ def work(registry: Registry) -> Iterator[None]:
 def test_a_writer_that_dies_at_any_write_leaves_a_state_and_others_go_on(
     monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> None:
-    monkeypatch.setattr(registry_module, "_CHECKPOINT_COMMITS", 3)
+    monkeypatch.setattr(committing, "_CHECKPOINT_COMMITS", 3)
     whole: list[RegistryState] = []
     for point in range(1, 100):
         storage = MemoryStorage()
@@ -132,7 +132,7 @@ class Protocol(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(registry_module, "_CHECKPOINT_COMMITS", 3)
+        self.patch.setattr(committing, "_CHECKPOINT_COMMITS", 3)
         self.patch.setattr(registry_module, "_FIRST_WAIT_S", 0.0)
         self.storage = MemoryStorage()
         self.writers: list[tuple[Registry, Unsure]] = []

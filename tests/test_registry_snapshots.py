@@ -11,8 +11,7 @@ from storage_support import DIGEST, CountingStorage, FaultyStorage, fail_before,
 from uws_store.errors import FormatError, StorageError
 from uws_store.layout import HEAD_PATH, commit_path, snapshot_path
 from uws_store.metadata.log import AliasAction, Commit, DeleteAction, HeadHint
-from uws_store.registry import Registry, RegistryState
-from uws_store.registry import registry as registry_module
+from uws_store.registry import Registry, RegistryState, committing
 from uws_store.registry.reading import replay
 from uws_store.registry.slots import Families
 from uws_store.storage import MemoryStorage, Storage
@@ -23,7 +22,7 @@ FAMILIES = 6
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "_CHECKPOINT_COMMITS", EVERY)
+    monkeypatch.setattr(committing, "_CHECKPOINT_COMMITS", EVERY)
 
 
 def fill(storage: Storage, *, commits: int = 30) -> Registry:

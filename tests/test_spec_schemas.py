@@ -21,7 +21,7 @@ from uws_store.errors import FormatError
 from uws_store.metadata.document import Document
 from uws_store.metadata.log import HeadHint
 from uws_store.metadata.pending import PendingNote
-from uws_store.registry import registry as registry_module
+from uws_store.registry import committing
 
 Json = dict[str, Any]
 
@@ -66,7 +66,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.move(zoo / "task-04.safetensors", folder / "new.safetensors")
     build(zoo, family="small", registry=str(folder / "registry"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry_module, "_CHECKPOINT_COMMITS", 1)
+        patch.setattr(committing, "_CHECKPOINT_COMMITS", 1)
         add(folder / "new.safetensors", family="small", registry=str(folder / "registry"), exact=True)
     verify("small", registry=str(folder / "registry"), record=True)
     return folder / "registry"

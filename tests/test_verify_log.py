@@ -9,13 +9,12 @@ from cli_support import make_small_zoo, run, run_well
 
 from uws_store import api
 from uws_store.layout import commit_path, snapshot_path
-from uws_store.registry import Registry
-from uws_store.registry import registry as registry_module
+from uws_store.registry import Registry, committing
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(registry_module, "_CHECKPOINT_COMMITS", 3)
+    monkeypatch.setattr(committing, "_CHECKPOINT_COMMITS", 3)
     zoo = make_small_zoo(tmp_path / "zoo", models=2)
     registry = Registry.init(str(tmp_path / "registry"))
     api.build(zoo, family="f", registry=registry)

@@ -12,27 +12,21 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-import pydantic
-
-from uws_store.config import tool_version
 from uws_store.errors import (
     AlreadyExistsError,
     FormatError,
-    InvalidInputError,
     NotFoundError,
     Problem,
     StorageError,
 )
 from uws_store.layout import REGISTRY_DOCUMENT, commit_path
-from uws_store.metadata.document import problems_of
-from uws_store.metadata.log import Action, Commit, IndexEntry, RegistryDocument, new_nonce, utc_now
+from uws_store.metadata.log import Action, Commit, RegistryDocument, new_nonce
 from uws_store.registry.audit import audit
+from uws_store.registry.committing import create_commit, prepare_commit
 from uws_store.registry.creation import create_registry
 from uws_store.registry.exclusive import seen_exclusive
-from uws_store.registry.fold import Draft
 from uws_store.registry.log import head_hint, read_limited
 from uws_store.registry.reading import View, after, open_view, read_on
-from uws_store.registry.snapshot import write_snapshots
 from uws_store.registry.state import ModelEntry, RegistryState
 from uws_store.storage import open_storage
 from uws_store.storage.probing import LookFirstStorage, require_exclusive
@@ -44,10 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Registry"]
 
-_CHECKPOINT_COMMITS = 64
-_CHECKPOINT_BYTES = 128 << 10
-_ENTRY_BYTES = 250
-_MOST_ACTIONS = 4096
 _MAX_ATTEMPTS = 50
 _FRESH_S = 600.0
 _FIRST_WAIT_S = 0.005
@@ -233,13 +223,13 @@ class Registry:
                 longest_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 10))
                 time.sleep(_RANDOM.uniform(0, longest_s))
             view = self._view_to_follow()
-            commit, draft = self._prepare(actions_for, view, nonce=nonce)
+            commit, draft = prepare_commit(self.storage, actions_for, view, nonce=nonce)
             data = commit.to_bytes()
             followed = after(view, commit, data, draft)
             hints = head_hint(commit.number, tail=followed.tail)
             if beside is not None:
                 hints |= beside(followed.state)
-            if not self._create_commit(commit, data, hints=hints):
+            if not create_commit(self.storage, commit, data, hints=hints):
                 continue
             with self._lock:
                 if self._view is view:  # else another thread has read further already
@@ -370,81 +360,6 @@ class Registry:
                 )
             self._view = view
             return view
-
-    def _prepare(
-        self, actions_for: Callable[[RegistryState], Sequence[Action]], view: View, *, nonce: str
-    ) -> tuple[Commit, Draft]:
-        state = view.state
-        number, now = state.number + 1, utc_now()
-        try:
-            actions = tuple(actions_for(state))
-        except pydantic.ValidationError as error:
-            raise InvalidInputError(
-                "what is to be published cannot be written down",
-                kind="invalid-input/action",
-                problems=problems_of(error),
-            ) from error
-        if not actions:
-            raise InvalidInputError("there is nothing to publish", kind="invalid-input/no-actions")
-        draft = Draft(state)
-        for action in actions:
-            draft.apply(action, commit=number, time=now)
-        index = self._checkpoint(view) if len(actions) <= _MOST_ACTIONS else None
-        commit = Commit(
-            number=number,
-            parent=state.sha256,
-            nonce=nonce,
-            time=now,
-            tool=tool_version(),
-            checkpoint=view.checkpoint,
-            index=index,
-            actions=actions,
-        )
-        return commit, draft
-
-    def _checkpoint(self, view: View) -> tuple[IndexEntry, ...] | None:
-        """Write the snapshots of a checkpoint when one is due; None when it is not, or cannot be made.
-
-        It is due when the commits since the last one are many or long, and long enough beside the index that all
-        indexes together stay a few times the log.
-        """
-        index_bytes = _ENTRY_BYTES * len(view.state.families)
-        due = view.since >= _CHECKPOINT_COMMITS or view.since_bytes >= _CHECKPOINT_BYTES
-        pays = 4 * view.since_bytes >= index_bytes or view.since >= 4 * _CHECKPOINT_COMMITS
-        if not (due and pays and 0 < index_bytes < Commit.max_bytes // 2):
-            return None
-        try:
-            return write_snapshots(self.storage, view.state)
-        except StorageError:
-            return None  # the commit is as good without
-
-    def _create_commit(self, commit: Commit, data: bytes, *, hints: Mapping[str, bytes]) -> bool:
-        """Write a commit if nobody was first; when in doubt, what stands there decides.
-
-        A storage may create the object and fail to say so: the answer is lost, the client repeats the request by
-        itself and is told that the object exists, or the folder cannot be flushed afterwards. The nonce tells our
-        commit from another's; taking ours for another's would publish it twice.
-        """
-        path = commit_path(commit.number)
-        failure: StorageError | None = None
-        try:
-            if self.storage.put_if_absent(path, data, hints=hints):
-                return True
-        except StorageError as error:
-            failure = error
-        try:
-            stored = read_limited(self.storage, path, Commit)
-        except StorageError as error:
-            raise StorageError(
-                f"{self.url}: commit {commit.number} was sent, and whether it arrived cannot be found out ({error}); "
-                "look at the registry's list before you publish again",
-                kind="storage/unknown-outcome",
-            ) from (failure or error)
-        if stored is None:
-            if failure is not None:
-                raise failure
-            return False
-        return Commit.parse(stored, where=f"{self.url}/{path}").nonce == commit.nonce
 
 
 def _no_registry(url: str) -> NotFoundError:

@@ -127,10 +127,13 @@ RECORDS = {
     "pending": "uws=1 kind:note prefixes?:[prefix]",
     "kept_basis": "digest:hex size_bytes:size commit:count",
     "kept_task": "task:task last_version:count versions:[kept_version] aliases:[alias_name,count]",
-    "kept_version": "version:count basis_revision:count digest:hex size_bytes:size exact:bool commit:count time:time",
+    "kept_version": "version:count basis_revision:count digest:hex size_bytes:size exact:bool commit:count time:time "
+    "pack?:place",
+    "place": f"digest:hex offset:size document:1..{2**24 + 65} length:count",
     "family": "op=family family:family architecture:hex",
     "basis": "op=basis family:family revision:count digest:hex size_bytes:size",
-    "model": "op=model family:family task:task version:count basis_revision:count digest:hex size_bytes:size exact:bool",
+    "model": "op=model family:family task:task version:count basis_revision:count digest:hex size_bytes:size exact:bool "
+    "pack?:place",
     "alias": "op=alias family:family task:task alias:alias version?:count",
     "delete": "op=delete family:family task:task version:count",
     "basis_document": "uws=1 kind=basis architecture:hex fraction_bits?=10 step:step core_length:length "
@@ -185,7 +188,7 @@ PATTERNS = {
     "side_name": ("original|compact|exact|mean|basis-free", 10),
     "note": ("lease|tombstone|sweep", 10),
     "prefix": (
-        "families/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/((basis|models)/[0-9a-f]{64}|verifications/[0-9a-f]{64}[.]json)|_log/snapshots/[0-9a-f]{64}[.]json",
+        "families/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/((basis|models|packs)/[0-9a-f]{64}|verifications/[0-9a-f]{64}[.]json)|_log/snapshots/[0-9a-f]{64}[.]json",
         220,
     ),
     "alias_name": ("[A-Za-z][A-Za-z0-9._-]*", 64),
@@ -268,11 +271,22 @@ def check_record(kind: str, value: Json, where: str) -> None:
         else:
             check_value(found[4], value[name], inside)
     require(kind != "paired" or value["low"] <= value["high"], "R-JSON-7", f"{where}: low and high")
+    require(
+        kind != "place" or value["document"] <= value["length"], "R-JSON-7", f"{where}: document and length"
+    )
+
+
+class Version(NamedTuple):
+    """A model's digest, its basis's, and where it lies in a pack."""
+
+    model: str
+    basis: str
+    place: Json | None = None
 
 
 @dataclass
 class Task:
-    versions: dict[int, tuple[str, str]] = field(default_factory=dict)  # model digest, basis digest
+    versions: dict[int, Version] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)
     last: int = 0
 
@@ -345,7 +359,8 @@ def fold(families: dict[str, Family], action: dict[str, Json]) -> None:
         task = family.tasks.setdefault(action["task"], Task())
         require(action["version"] == task.last + 1, "R-FOLD-6", f"version {action['version']}")
         task.last = action["version"]
-        task.versions[task.last] = (action["digest"], family.bases[action["basis_revision"] - 1])
+        basis = family.bases[action["basis_revision"] - 1]
+        task.versions[task.last] = Version(action["digest"], basis, action.get("pack"))
         return
     require(action["task"] in family.tasks, "R-FOLD-7", action["task"])
     task = family.tasks[action["task"]]
@@ -386,10 +401,8 @@ def read_verification(registry: Path, family: str, action: tuple[str, int, bool]
     return record
 
 
-def resolve(
-    families: dict[str, Family], family: str, task: str, revision: int | str | None
-) -> tuple[str, str]:
-    """The digests of a model and its basis."""
+def resolve(families: dict[str, Family], family: str, task: str, revision: int | str | None) -> Version:
+    """What a name stands for."""
     try:
         found = families[family].tasks[task]
         if revision is None:

@@ -10,6 +10,7 @@ from independent_documents import (
     Json,
     Refusal,
     Task,
+    Version,
     check_record,
     commit_path,
     fold,
@@ -50,7 +51,7 @@ def read_snapshot(registry: Path, entry: dict[str, Json]) -> Family:
         require(all(v["basis_revision"] <= len(bases) for v in task["versions"]), "R-SNAP-1", "basis")
         family.tasks[task["task"]] = Task(
             versions={
-                held["version"]: (held["digest"], bases[held["basis_revision"] - 1])
+                held["version"]: Version(held["digest"], bases[held["basis_revision"] - 1], held.get("pack"))
                 for held in task["versions"]
             },
             aliases=dict(task["aliases"]),

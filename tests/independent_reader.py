@@ -7,12 +7,15 @@ checked, nothing is fast. A refusal names the rule of the specification that was
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
 import re
 import struct
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +45,7 @@ from independent_documents import (
     KINDS,
     Json,
     Refusal,
+    Version,
     check_record,
     load_json,
     read_file,
@@ -556,16 +560,59 @@ def read_own_files(folder: Path, document: dict[str, Json]) -> dict[str, bytes]:
     return found
 
 
+# The shards of a model in a pack, in this order: folders and fields of the document.
+MODEL_ARRAYS = {
+    "core": "core",
+    "private": "private_bytes",
+    **{f"{kind}{width}": f"{kind}{width}" for kind in ("private", "residual") for width in (16, 32, 64)},
+    "gauge": "gauge",
+    "files": "file_bytes",
+}
+
+
+@contextlib.contextmanager
+def model_folder(family: Path, version: Version) -> Iterator[Path]:
+    """A model's folder; of one in a pack the folder that it would have alone, for as long as the block is open."""
+    model, _, place = version
+    if place is None:
+        yield family / "models" / model
+        return
+    path = family / "packs" / place["digest"]
+    require(path.is_file(), "R-PACK-2", "the pack is missing")
+    with path.open("rb") as file:
+        file.seek(place["offset"])
+        span = file.read(min(place["length"], path.stat().st_size))
+    require(len(span) == place["length"], "R-PACK-2", "the pack ends before the model does")
+    data, rest = span[: place["document"]], span[place["document"] :]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / model
+        folder.mkdir()
+        (folder / "zarr.json").write_bytes(data)
+        document = read_group(folder, digest=model, most_bytes=16 << 20, kind="model_document")
+        for name, field in MODEL_ARRAYS.items():
+            array = document.get(field)
+            for index, shard in enumerate(array["shards"] if array is not None else ()):
+                assert array is not None
+                (folder / name / "c").mkdir(parents=True, exist_ok=True)
+                (folder / name / "zarr.json").write_bytes(array_metadata(array))
+                require(len(rest) >= shard["size"], "R-PACK-2", "the shards are longer than the model")
+                (folder / name / "c" / str(index)).write_bytes(rest[: shard["size"]])
+                rest = rest[shard["size"] :]
+        require(not rest, "R-PACK-2", "the shards are shorter than the model")
+        yield folder
+
+
 def read_files(
     registry: Path, family: str, task: str, *, revision: int | str | None = None
 ) -> dict[str, bytes]:
     """Read the side files of one model of a registry folder, by name."""
-    model_digest, basis_digest = resolve(read_log(registry), family, task, revision)
-    folder = registry / "families" / family
-    basis = Basis(folder / "basis" / basis_digest, basis_digest)
-    model = Model(folder / "models" / model_digest, model_digest, basis, basis_digest)
-    found = read_own_files(folder / "models" / model_digest, model.document)
-    common = read_own_files(folder / "basis" / basis_digest, basis.document)
+    version = resolve(read_log(registry), family, task, revision)
+    folder = registry / "families" / family / "basis" / version.basis
+    basis = Basis(folder, version.basis)
+    with model_folder(registry / "families" / family, version) as own:
+        model = Model(own, version.model, basis, version.basis)
+        found = read_own_files(own, model.document)
+    common = read_own_files(folder, basis.document)
     for name in model.document.get("shared_files") or []:
         require(name in common, "R-FILE-3", f"the basis has no {name}")
         found[name] = common[name]
@@ -576,7 +623,8 @@ def read_model(
     registry: Path, family: str, task: str, *, revision: int | str | None = None, tier: str = "compact"
 ) -> dict[str, Tensor]:
     """Read one model of a registry folder."""
-    model_digest, basis_digest = resolve(read_log(registry), family, task, revision)
+    version = resolve(read_log(registry), family, task, revision)
     folder = registry / "families" / family
-    basis = Basis(folder / "basis" / basis_digest, basis_digest)
-    return Model(folder / "models" / model_digest, model_digest, basis, basis_digest).tensors(tier)
+    basis = Basis(folder / "basis" / version.basis, version.basis)
+    with model_folder(folder, version) as own:
+        return Model(own, version.model, basis, version.basis).tensors(tier)

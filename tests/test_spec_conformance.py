@@ -68,6 +68,7 @@ def test_every_rule_by_which_the_independent_reader_refuses_has_a_damage() -> No
             "spec_log",
             "spec_files",
             "spec_adapters",
+            "spec_packs",
             "spec_verification",
             "exact_whole",
         )

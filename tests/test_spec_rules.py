@@ -39,7 +39,7 @@ from uws_store.tensor_bytes import bytes_of, digest_of
 OBJECT = re.compile(
     r"uws\.json|_log/(head|[0-9]{20}\.json|snapshots/[0-9a-f]{64}\.json)|families/[A-Za-z0-9_][A-Za-z0-9._-]*/(zarr\.json|(basis|models)/zarr\.json|"
     r"basis/[0-9a-f]{64}/(zarr\.json|(mean|left|right|exponents|profile|shared|files)/(zarr\.json|c/(0|[1-9][0-9]*)))|"
-    r"models/[0-9a-f]{64}/(zarr\.json|(core|(private|residual)(16|32|64)|private|files)/(zarr\.json|c/(0|[1-9][0-9]*))))"
+    r"packs/[0-9a-f]{64}|models/[0-9a-f]{64}/(zarr\.json|(core|(private|residual)(16|32|64)|private|files)/(zarr\.json|c/(0|[1-9][0-9]*))))"
 )
 
 

@@ -41,6 +41,7 @@ FLOORS: Mapping[str, int] = {
     "low_rank": 3,
     "subspace": 3,
     "nulls": 4,
+    "packs": 4,
     "plan": 4,
     "store": 4,
     "basis": 5,

@@ -44,6 +44,7 @@ from uws_store.metadata.log import (
     DeleteAction,
     FamilyAction,
     HeadHint,
+    IndexEntry,
     ModelAction,
     RegistryDocument,
 )
@@ -367,7 +368,7 @@ class Forge:
             exact=model.document.exact_digests is not None,
         )
 
-    def commit(self, actions: Iterable[Action]) -> None:
+    def commit(self, actions: Iterable[Action], *, index: tuple[IndexEntry, ...] | None = None) -> None:
         """Append a commit."""
         self._number += 1
         commit = Commit(
@@ -376,6 +377,7 @@ class Forge:
             nonce=f"{self._number:032x}",
             time=f"2025-01-01T00:00:{self._number:02d}Z",
             tool=TOOL,
+            index=index,
             actions=tuple(actions),
         )
         data = commit.to_bytes()
@@ -502,8 +504,7 @@ def expectations(storage: Storage) -> dict[str, object]:
     for entry in state.models():
         prefix = layout.basis_prefix(entry.family, entry.basis_digest)
         basis = Basis.open(storage, prefix, digest=entry.basis_digest)
-        prefix = layout.model_prefix(entry.family, entry.digest)
-        model = Model.open(storage, prefix, digest=entry.digest, basis=basis)
+        model = Model.open(registry.storage_of(entry), entry.prefix, digest=entry.digest, basis=basis)
         tiers: tuple[Tier, ...] = ("mean", "compact", "exact") if model.has_exact else ("mean", "compact")
         models.append(
             {

@@ -33,6 +33,7 @@ __all__ = [
     "core_chunk_for",
     "family_groups",
     "model_prefix",
+    "pack_path",
     "page_for",
     "pending_path",
     "shard_path",
@@ -127,6 +128,11 @@ def basis_prefix(family: str, digest: str) -> str:
 def model_prefix(family: str, digest: str) -> str:
     """Folder of a model."""
     return f"{FAMILIES_PREFIX}/{family}/models/{digest}"
+
+
+def pack_path(family: str, digest: str) -> str:
+    """Object that holds many models of a family."""
+    return f"{FAMILIES_PREFIX}/{family}/packs/{digest}"
 
 
 def array_path(prefix: str, name: str) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from uws_store import layout
 from uws_store.api.family import Family
 from uws_store.api.opening import open_registry
 from uws_store.errors import InvalidInputError
@@ -171,8 +170,7 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _scores(registry: Registry, entries: tuple[ModelEntry, ModelEntry]) -> tuple[ScoreDifference, ...]:
     found: list[dict[str, float]] = []
     for entry in entries:
-        prefix = layout.model_prefix(entry.family, entry.digest)
-        document = read_document(registry.storage, prefix, digest=entry.digest)
+        document = read_document(registry.storage_of(entry), entry.prefix, digest=entry.digest)
         scores = [ModelScore.of(record) for record in document.scores]
         found.append({score.metric: score.reconstruction for score in reversed(scores)})
     metrics = dict.fromkeys([*found[0], *found[1]])

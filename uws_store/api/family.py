@@ -142,9 +142,8 @@ class Family:
 
     def model(self, entry: ModelEntry) -> Model:
         """Open one version."""
-        prefix = layout.model_prefix(self.name, entry.digest)
         basis = self.basis(entry.basis_digest)
-        return Model.open(self.registry.storage, prefix, digest=entry.digest, basis=basis)
+        return Model.open(self.registry.storage_of(entry), entry.prefix, digest=entry.digest, basis=basis)
 
     def load(
         self,

@@ -227,8 +227,7 @@ def show(
     models: list[ModelSummary] = []
     for entry in entries:
         basis = opened.basis(entry.basis_digest)
-        prefix = layout.model_prefix(family, entry.digest)
-        document = read_document(opened.registry.storage, prefix, digest=entry.digest)
+        document = read_document(opened.registry.storage_of(entry), entry.prefix, digest=entry.digest)
         arrays = (document.gauge, *(document.residual(width) for width in (16, 32, 64)))
         residual = sum(_stored_bytes(array) for array in arrays)
         files = _stored_bytes(document.file_bytes)

@@ -257,14 +257,14 @@ class _Work:
 
     def verdict(self, entry: ModelEntry) -> ModelVerdict:
         """Check, compare and score one model."""
-        prefix = layout.model_prefix(self._family.name, entry.digest)
+        prefix = entry.prefix
         if entry.basis_digest in self._damaged:
             return _failed(entry, Problem(prefix, "format/basis", "its basis is damaged"))
         try:
             model = self._family.model(entry)
             report = verify_model(
                 model,
-                storage=self._family.registry.storage,
+                storage=self._family.registry.storage_of(entry),
                 prefix=prefix,
                 against=self._originals.get(entry.task),
             )

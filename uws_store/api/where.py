@@ -99,8 +99,7 @@ def select(
             if not all(condition.holds(_logged(entry, aliases, condition.key)) for condition in from_log):
                 continue
         if from_record:
-            prefix = layout.model_prefix(entry.family, entry.digest)
-            document = read_document(registry.storage, prefix, digest=entry.digest)
+            document = read_document(registry.storage_of(entry), entry.prefix, digest=entry.digest)
             if any(condition.key == "dtype" for condition in from_record) and entry.basis_digest not in bases:
                 prefix = layout.basis_prefix(entry.family, entry.basis_digest)
                 bases[entry.basis_digest] = Basis.open(registry.storage, prefix, digest=entry.basis_digest)

@@ -32,6 +32,7 @@ __all__ = [
     "ModelAction",
     "Nonce",
     "Number",
+    "PackPlace",
     "RegistryDocument",
     "Sha256Hex",
     "SizeBytes",
@@ -154,6 +155,23 @@ class BasisAction(Part):
     size_bytes: SizeBytes = Field(description="All objects of the basis together.")
 
 
+class PackPlace(Part):
+    """Where a model lies that stands in a pack: bytes ``offset`` to ``offset + length`` of it."""
+
+    digest: Sha256Hex = Field(description="SHA-256 of the pack.")
+    offset: SizeBytes
+    document: Annotated[int, Field(ge=1, le=(1 << 24) + 65)] = Field(
+        description="Length of the model's group document, with which its bytes begin."
+    )
+    length: Annotated[int, Field(ge=1, le=2**53)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.document > self.length:
+            raise ValueError("a model's document is longer than the model")
+        return self
+
+
 class ModelAction(Part):
     """A task gets its next version."""
 
@@ -165,6 +183,7 @@ class ModelAction(Part):
     digest: Sha256Hex
     size_bytes: SizeBytes = Field(description="All objects of the model together.")
     exact: bool = Field(description="Whether the model can be loaded bit-identical to its source.")
+    pack: PackPlace | None = Field(default=None, description="Where it lies; absent for a folder of its own.")
 
 
 class AliasAction(Part):

@@ -16,10 +16,10 @@ __all__ = ["PendingNote", "PendingPrefix"]
 PendingPrefix = Annotated[
     str,
     StringConstraints(
-        pattern=r"^(families/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/((basis|models)/[0-9a-f]{64}|verifications/[0-9a-f]{64}\.json)|_log/snapshots/[0-9a-f]{64}\.json)$"
+        pattern=r"^(families/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/((basis|models|packs)/[0-9a-f]{64}|verifications/[0-9a-f]{64}\.json)|_log/snapshots/[0-9a-f]{64}\.json)$"
     ),
 ]
-"""A basis, a model, a record of a verification or a snapshot, by its path."""
+"""A basis, a model, a pack, a record of a verification or a snapshot, by its path."""
 
 
 class PendingNote(Document):

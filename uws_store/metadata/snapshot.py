@@ -17,6 +17,7 @@ from uws_store.metadata.log import (
     AliasName,
     FamilyName,
     Number,
+    PackPlace,
     Sha256Hex,
     SizeBytes,
     TaskName,
@@ -54,6 +55,7 @@ class SnapshotVersion(Part):
     exact: bool
     commit: Number
     time: UtcTime
+    pack: PackPlace | None = None
 
 
 class SnapshotTask(Part):

@@ -22,7 +22,7 @@ from uws_store.layout import (
     LOG_PREFIX,
     basis_prefix,
     commit_path,
-    model_prefix,
+    pack_path,
     pending_path,
     snapshot_path,
     verification_path,
@@ -44,14 +44,14 @@ LEAST_GRACE_S = 3600.0
 
 _COLLECTED = re.compile(
     r"^(families/[^/]+/(?:basis|models)/[0-9a-f]{64})/"
-    r"|^(_log/snapshots/[0-9a-f]{64}\.json|families/[^/]+/verifications/[0-9a-f]{64}\.json)$"
+    r"|^(_log/snapshots/[0-9a-f]{64}\.json|families/[^/]+/(?:verifications/[0-9a-f]{64}\.json|packs/[0-9a-f]{64}))$"
 )
 _DELETES_PER_COMMIT = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A basis, a model, a record of a verification or a snapshot that nothing reaches.
+    """A basis, a model, a pack, a record of a verification or a snapshot that nothing reaches.
 
     Attributes
     ----------
@@ -261,7 +261,7 @@ def _withdraw(registry: Registry, versions: Sequence[tuple[str, str, int]]) -> l
 
 
 def _objects_of(storage: Storage) -> dict[str, _Found]:
-    """Group the registry's objects by the basis, model, verification or snapshot they belong to; others are nobody's business."""
+    """Group the registry's objects by the basis, model, pack, verification or snapshot they belong to; others are nobody's business."""
     found: dict[str, _Found] = {}
     for folder in (FAMILIES_PREFIX, f"{LOG_PREFIX}/snapshots"):
         for path in storage.list(folder):
@@ -279,7 +279,7 @@ def _reached(registry: Registry, *, without: set[tuple[str, str, int]]) -> set[s
         reached |= {basis_prefix(family.name, basis.digest) for basis in family.bases.values()}
         reached |= {verification_path(family.name, held.digest) for held in family.verifications}
         reached |= {
-            model_prefix(family.name, entry.digest)
+            pack_path(family.name, entry.pack.digest) if entry.pack else entry.prefix
             for entry in family.models()
             if (entry.family, entry.task, entry.version) not in without
         }

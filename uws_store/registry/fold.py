@@ -205,6 +205,7 @@ class Draft:
             exact=action.exact,
             commit=commit,
             time=time,
+            pack=action.pack,
         )
         versions = _frozen({**task.versions, action.version: entry})
         family.tasks[task.name] = replace(task, versions=versions, last_version=action.version)

@@ -21,6 +21,7 @@ from uws_store.errors import (
 )
 from uws_store.layout import REGISTRY_DOCUMENT, commit_path
 from uws_store.metadata.log import Action, Commit, RegistryDocument, new_nonce
+from uws_store.packs import model_storage
 from uws_store.registry.audit import audit
 from uws_store.registry.committing import create_commit, prepare_commit
 from uws_store.registry.creation import create_registry
@@ -180,6 +181,10 @@ class Registry:
     def resolve(self, family: str, task: str, *, revision: int | str | None = None) -> ModelEntry:
         """Find the version that names stand for now; see :meth:`RegistryState.resolve`."""
         return self.state().resolve(family, task, revision=revision)
+
+    def storage_of(self, entry: ModelEntry) -> Storage:
+        """Give the storage in which a version's objects stand below its :attr:`ModelEntry.prefix`, packed or not."""
+        return model_storage(self.storage, entry.prefix, entry.pack)
 
     def publish(
         self,

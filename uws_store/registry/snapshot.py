@@ -58,6 +58,7 @@ def snapshot_of(family: FamilyState) -> FamilySnapshot:
                         exact=entry.exact,
                         commit=entry.commit,
                         time=entry.time,
+                        pack=entry.pack,
                     )
                     for _, entry in sorted(task.versions.items())
                 ),
@@ -101,6 +102,7 @@ def family_of(snapshot: FamilySnapshot) -> FamilyState:
                         exact=held.exact,
                         commit=held.commit,
                         time=held.time,
+                        pack=held.pack,
                     )
                     for held in task.versions
                 }

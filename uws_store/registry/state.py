@@ -12,10 +12,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from uws_store.errors import InvalidInputError, NotFoundError
+from uws_store.layout import model_prefix
 from uws_store.registry.slots import Families
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from uws_store.metadata.log import PackPlace
 
 __all__ = [
     "BasisEntry",
@@ -68,7 +71,7 @@ class ModelEntry:
     basis_digest : str
         That basis' digest.
     digest : str
-        Where it stands: :func:`uws_store.layout.model_prefix`.
+        What it is, and where it stands unless in a pack: :func:`uws_store.layout.model_prefix`.
     size_bytes : int
         All its objects together.
     exact : bool
@@ -77,6 +80,8 @@ class ModelEntry:
         The commit that published it.
     time : str
         When, by the publisher's clock (RFC 3339, UTC).
+    pack : PackPlace or None
+        Where it lies in a pack; None for a folder of its own.
     """
 
     family: str
@@ -89,6 +94,12 @@ class ModelEntry:
     exact: bool
     commit: int
     time: str
+    pack: PackPlace | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The folder under which its objects have their paths, wherever they lie."""
+        return model_prefix(self.family, self.digest)
 
 
 @dataclass(frozen=True, slots=True)

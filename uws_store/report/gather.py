@@ -231,8 +231,7 @@ def gather(registry: Registry, family: str) -> FamilyView:
     models: list[ModelView] = []
     shares = {"core": 0, "private": 0, "residual": 0, "records": 0, "source": 0}
     for entry in entries:
-        prefix = layout.model_prefix(family, entry.digest)
-        document = read_document(registry.storage, prefix, digest=entry.digest)
+        document = read_document(registry.storage_of(entry), entry.prefix, digest=entry.digest)
         own = _bytes_of(entry, document)
         for role, count in own.items():
             shares[role] += count

@@ -6,49 +6,32 @@ found where one is asked for.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from uws_store import layout
 from uws_store.api.cache import at_source
+from uws_store.api.examiners import find_examiner
 from uws_store.api.family import Family, open_family
+from uws_store.api.judging import Judging, all_verdicts
 from uws_store.api.opening import open_registry
 from uws_store.api.originals import open_originals
 from uws_store.api.recording import publish_record, signer
 from uws_store.api.verdicts import ModelVerdict, VerifyResult
 from uws_store.checkpoint import Checkpoint, Renaming
-from uws_store.errors import IncompatibleError, InvalidInputError, Problem, UwsError
+from uws_store.errors import InvalidInputError, Problem, UwsError
 from uws_store.fidelity import (
-    BUILT_IN,
-    ORIGINAL,
-    Assembler,
     EvaluationFunction,
-    Examined,
-    Examiner,
     ModuleFactory,
-    UserExaminer,
-    basis_free,
-    built_in,
-    examine,
-    filled,
-    load_evaluation,
-    load_function,
     summarise_sides,
 )
-from uws_store.loader import LazyStateDict, build_module
-from uws_store.model import Model, Tier
-from uws_store.registry import FamilyState, ModelEntry, Registry, read_verification
-from uws_store.verifier import ModelReport, verify_basis, verify_model
+from uws_store.registry import FamilyState, Registry, read_verification
+from uws_store.verifier import verify_basis
 
 __all__ = ["ModelVerdict", "VerifyResult", "verify"]
 
-_CPU = torch.device("cpu")
 _MOST_WORKERS = 256
 
 
@@ -143,7 +126,7 @@ def verify(
     opened = open_family(family, registry=at_source(open_registry(registry)))
     if record:
         opened.registry.require_exclusive()
-    examiner = _examiner(
+    examiner = find_examiner(
         opened, evaluate, data=data, module=module, metric=metric, higher_is_better=higher_is_better
     )
     as_of = opened.registry.state()
@@ -165,8 +148,8 @@ def verify(
                 storage_options=zoo_options,
                 renaming=renaming,
             )
-        work = _Work(opened, originals, examiner, damaged)
-        verdicts = _all_verdicts(work, entries, workers=workers, progress=progress)
+        work = Judging(opened, originals, examiner, damaged)
+        verdicts = all_verdicts(work, entries, workers=workers, progress=progress)
     uncompared = (
         [entry.task for entry in entries if entry.task not in originals] if against is not None else []
     )
@@ -216,190 +199,3 @@ def _check_bases(opened: Family, digests: Iterable[str]) -> tuple[int, tuple[Pro
         if found:
             damaged.add(digest)
     return objects, tuple(problems), frozenset(damaged)
-
-
-def _all_verdicts(
-    work: _Work,
-    entries: list[ModelEntry],
-    *,
-    workers: int,
-    progress: Callable[[str, int, int], None] | None,
-) -> list[ModelVerdict]:
-    verdicts: dict[int, ModelVerdict] = {}
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="uws-verify") as pool:
-        futures = {pool.submit(work.verdict, entry): index for index, entry in enumerate(entries)}
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                verdicts[futures[future]] = future.result()
-                if progress is not None:
-                    progress("verifying", done, len(entries))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [verdicts[index] for index in range(len(entries))]
-
-
-class _Work:
-    """Verification of one model after another, from any thread."""
-
-    def __init__(
-        self,
-        family: Family,
-        originals: Mapping[str, Checkpoint],
-        examiner: Examiner | None,
-        damaged: frozenset[str],
-    ) -> None:
-        self._family = family
-        self._originals = originals
-        self._examiner = examiner
-        self._damaged = damaged
-        self._one_at_a_time = threading.Lock()
-
-    def verdict(self, entry: ModelEntry) -> ModelVerdict:
-        """Check, compare and score one model."""
-        prefix = entry.prefix
-        if entry.basis_digest in self._damaged:
-            return _failed(entry, Problem(prefix, "format/basis", "its basis is damaged"))
-        try:
-            model = self._family.model(entry)
-            report = verify_model(
-                model,
-                storage=self._family.registry.storage_of(entry),
-                prefix=prefix,
-                against=self._originals.get(entry.task),
-            )
-        except UwsError as error:
-            return _failed(entry, Problem(prefix, error.kind, error.message))
-        scores: tuple[Examined, ...] = ()
-        if self._examiner is not None and report.ok:
-            # A user's function is not expected to be safe for threads.
-            with self._one_at_a_time:
-                scores, broken = examine(
-                    self._examiner,
-                    entry.task,
-                    sides=self._sides(entry, model),
-                    recorded=model.document.scores,
-                )
-            report = report.with_problems(broken)
-        comparison = report.comparison
-        safe = report.ok and comparison is not None and comparison.identical is not None
-        return ModelVerdict(entry.task, entry.version, entry.digest, report, safe, scores)
-
-    def _sides(self, entry: ModelEntry, model: Model) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
-        """Name the sides of a model; weights are made when they are asked for."""
-
-        def tier(name: Tier) -> Callable[[], dict[str, torch.Tensor]]:
-            return lambda: self._weights(entry, name)
-
-        checkpoint = self._originals.get(entry.task)
-        original: Callable[[], dict[str, torch.Tensor]] | None = None
-        if checkpoint is not None:
-            original = lambda: {name: checkpoint.read(name) for name in checkpoint.tensors}  # noqa: E731
-        elif model.has_exact:
-            original = tier("exact")
-        sides: dict[str, Callable[[], dict[str, torch.Tensor]]] = {}
-        if original is not None:
-            sides[ORIGINAL] = original
-        sides["compact"] = tier("compact")
-        if model.has_exact and any(score.max_drop is not None for score in model.document.scores):
-            sides["exact"] = tier("exact")
-        sides["mean"] = tier("mean")
-        core = model.document.core
-        if original is not None and core is not None:
-            coded = [name for name, source in model.sources.items() if source.kind == "coded"]
-            sides["basis-free"] = lambda: _without_basis(original(), coded, size_bytes=core.size_bytes)
-        return sides
-
-    def _weights(self, entry: ModelEntry, tier: Tier) -> dict[str, torch.Tensor]:
-        return LazyStateDict(
-            self._family.model(entry),
-            family=self._family.name,
-            task=entry.task,
-            version=entry.version,
-            tier=tier,
-            device=_CPU,
-            dtype=None,
-            verify=True,
-        ).materialize()
-
-
-def _without_basis(
-    weights: dict[str, torch.Tensor], coded: list[str], *, size_bytes: int
-) -> dict[str, torch.Tensor]:
-    """Spend the bits of a model's core on its weights as they are."""
-    tensors = {name: weights[name] for name in coded if name in weights}
-    parameters = sum(tensor.numel() for tensor in tensors.values())
-    return weights | basis_free(tensors, bits=8 * size_bytes / max(1, parameters))
-
-
-def _examiner(
-    family: Family,
-    evaluate: str | EvaluationFunction | None,
-    *,
-    data: str | Path | None,
-    module: str | ModuleFactory | None,
-    metric: str | None,
-    higher_is_better: bool | None,
-) -> Examiner | None:
-    """Find what scores the models, and refuse options that would be ignored.
-
-    Raises
-    ------
-    InvalidInputError
-        When they do not go together (``invalid-input/evaluation``).
-    """
-    named = {"data (--data)": data, "module (--module)": module}
-    plain = {"metric (--metric)": metric, "higher_is_better (--higher-is-better)": higher_is_better}
-    is_built_in = isinstance(evaluate, str) and evaluate in BUILT_IN
-    useless = plain if is_built_in else named if evaluate is not None else named | plain
-    given = [name for name, value in useless.items() if value is not None]
-    if given:
-        needed = (
-            "says itself what it measures"
-            if is_built_in
-            else "are for the built-in evaluations, " + " and ".join(BUILT_IN)
-        )
-        raise InvalidInputError(
-            f"{' and '.join(given)} cannot be used here: {evaluate if is_built_in else 'they'} {needed}"
-            if evaluate is not None
-            else f"{' and '.join(given)} describe an evaluation; name one: evaluate= (--eval)",
-            kind="invalid-input/evaluation",
-        )
-    if evaluate is None:
-        return None
-    if not is_built_in:
-        return UserExaminer(load_evaluation(evaluate, metric=metric, higher_is_better=higher_is_better))
-    assert isinstance(evaluate, str)
-    return built_in(
-        evaluate,
-        data=Path(data) if data is not None else None,
-        assemble=_assembler(family, module),
-    )
-
-
-def _assembler(family: Family, module: str | ModuleFactory | None) -> Assembler:
-    """Make modules by the caller's function, or from the configuration stored with each model."""
-    if module is not None:
-        return filled(load_function(module, what="module") if isinstance(module, str) else module)
-
-    def assemble(weights: dict[str, torch.Tensor], task: str) -> torch.nn.Module:
-        stored = family.load(task, tier="mean")
-        try:
-            return build_module(
-                stored.side_files(), lambda: weights, name=f"{family.name}/{task}", dtype=None
-            )
-        except IncompatibleError as error:
-            if error.kind != "incompatible/no-config":
-                raise
-            raise IncompatibleError(
-                f"{family.name}/{task} has no configuration to make a module from; name a function that makes it: "
-                "module= (--module package.module:function)",
-                kind=error.kind,
-            ) from error
-
-    return assemble
-
-
-def _failed(entry: ModelEntry, problem: Problem) -> ModelVerdict:
-    report = ModelReport(0, 0, (), 0.0, None, (problem,))
-    return ModelVerdict(entry.task, entry.version, entry.digest, report, safe_to_delete=False)

@@ -21,6 +21,7 @@ PACKAGE = "uws_store"
 FLOORS: Mapping[str, int] = {
     "errors": 0,
     "config": 1,
+    "device": 1,
     "dtypes": 1,
     "hub": 1,
     "names": 1,

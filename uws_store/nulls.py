@@ -104,10 +104,12 @@ def sharing(
         return None
 
     def gaussian(change: torch.Tensor) -> torch.Tensor:
-        return torch.randn(change.shape, generator=source, dtype=change.dtype) * change.square().mean().sqrt()
+        drawn = torch.randn(change.shape, generator=source, dtype=change.dtype).to(change.device)
+        return drawn * change.square().mean().sqrt()
 
     def shuffled(change: torch.Tensor) -> torch.Tensor:
-        return change.reshape(-1)[torch.randperm(change.numel(), generator=source)].reshape(change.shape)
+        order = torch.randperm(change.numel(), generator=source).to(change.device)
+        return change.reshape(-1)[order].reshape(change.shape)
 
     return Sharing(
         elements=mean.numel(),

@@ -12,13 +12,14 @@ error and not for a score gets the dead zone: at one bit it takes a fifth fewer 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 
 from uws_store.errors import InvalidInputError
 
-__all__ = ["Rounding", "least_error_offset", "preserving_offset", "quantise"]
+__all__ = ["Rounding", "binned_in_any_order", "least_error_offset", "preserving_offset", "quantise"]
 
 Rounding = Literal["length", "error"]
 """What rounding keeps: a change's length, or its squared error at the fewest bits."""
@@ -53,10 +54,38 @@ def preserving_offset(coefficients: torch.Tensor, step: float) -> float:
     fraction = scaled - torch.floor(scaled)
     # Raising by one where the fraction is at least 1 - offset adds |t| there; what is missing is sum |t| fraction.
     bins = torch.clamp((fraction * _BINS).to(torch.int64), max=_BINS - 1)
-    raised = torch.bincount(bins, weights=scaled.to(torch.float64), minlength=_BINS).flip(0).cumsum(0)
-    wanted = torch.dot(scaled.to(torch.float64), fraction.to(torch.float64))
+    raised = _binned(bins, scaled.to(torch.float64)).flip(0).cumsum(0)
+    wanted = torch.dot(scaled.to(torch.float64), fraction.to(torch.float64)).cpu()
     offset = (int(torch.searchsorted(raised, wanted)) + 1) / _BINS
     return min(_MOST, max(_LEAST, offset))
+
+
+def _binned(bins: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum weights by bin: on the CPU in their order, on a device, which keeps to none, in no order."""
+    if bins.device.type == "cpu":
+        return torch.bincount(bins, weights=weights, minlength=_BINS)
+    return binned_in_any_order(bins, weights).cpu()
+
+
+def binned_in_any_order(bins: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum weights by bin as integers, so that the sums are the same in every order.
+
+    Parameters
+    ----------
+    bins : torch.Tensor
+        int64, 1-D, each in [0, 255].
+    weights : torch.Tensor
+        float64, of the same shape, at least 0; rounded to a unit of which all together make at most 2**62.
+
+    Returns
+    -------
+    torch.Tensor
+        float64, (256,), on the device of the bins.
+    """
+    unit = 62 - math.frexp(float(weights.max()) * weights.numel())[1]
+    whole = torch.round(weights * math.ldexp(1.0, unit)).to(torch.int64)
+    sums = torch.zeros(_BINS, dtype=torch.int64, device=bins.device).scatter_add_(0, bins, whole)
+    return sums.to(torch.float64) * math.ldexp(1.0, -unit)
 
 
 def least_error_offset(coefficients: torch.Tensor, step: float) -> float:

@@ -148,7 +148,7 @@ def profile_of_margins(
     Parameters
     ----------
     rows_p, columns_q : torch.Tensor
-        float64, (p,) and (q,): sums over the other axis and over models.
+        float64, (p,) and (q,): sums over the other axis and over models, on any device; the profile is on the CPU.
     count : int
         How many models.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from uws_store import layout
 from uws_store.api.adapters import require_base, shapes_within
 from uws_store.api.encoding import (
@@ -20,6 +22,7 @@ from uws_store.api.encoding import (
     remarks_on_promise,
     sizes_of,
 )
+from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.options import read_overhead
 from uws_store.api.results import AddResult
@@ -27,6 +30,7 @@ from uws_store.architecture import compare
 from uws_store.basis import Basis
 from uws_store.builder import AnalysisCache, EncodedModel, Progress
 from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, task_of
+from uws_store.device import CPU
 from uws_store.errors import AlreadyExistsError, IncompatibleError, NotFoundError
 from uws_store.fidelity import EvaluationFunction, Judge, OnMiss, read_request
 from uws_store.metadata.log import Action, ModelAction
@@ -51,6 +55,7 @@ def add(
     exact_overhead: float | None = None,
     rename: str | Path | Mapping[str, object] | None = None,
     zoo_options: Mapping[str, object] | None = None,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> AddResult:
     """Add a checkpoint to a family, onto its newest basis; no byte that is stored already changes.
@@ -79,6 +84,8 @@ def add(
         See :func:`uws_store.api.publish.build`.
     zoo_options : Mapping of str to object, optional
         For the storage that the checkpoint's URL names: see :func:`uws_store.storage.open_storage`.
+    device : str or torch.device
+        See :func:`uws_store.api.publish.build`.
     progress : callable, optional
         See :func:`uws_store.api.publish.build`.
 
@@ -95,6 +102,7 @@ def add(
         As in :func:`uws_store.api.publish.build`.
     """
     overhead = read_overhead(exact_overhead)
+    place = usable_device(device)
     opened = open_registry(registry)
     name = check_task_name(task) if task is not None else task_of(checkpoint)
     entry = opened.state().family(family).latest_basis
@@ -119,7 +127,8 @@ def add(
         judge = Judge(request, {name: source}, progress=progress) if request else None
         if judge is not None:
             judge.settle(basis)
-        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), judge, overhead_of(basis, overhead))
+        analyses = AnalysisCache(basis, device=CPU if judge is not None else place)
+        encoding = ModelEncoding(basis, fidelity, analyses, judge, overhead_of(basis, overhead))
         model = encoding.encode(name, source, exact=exact)
     prefix = layout.model_prefix(family, model.digest)
 

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
+
 from uws_store import layout
 from uws_store.api.results import ModelResult
 from uws_store.basis import Basis, step_of
@@ -26,6 +28,7 @@ from uws_store.builder import (
 )
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint
+from uws_store.device import CPU
 from uws_store.errors import FormatError
 from uws_store.fidelity import Judge, ModelScore, ScoringRequest
 from uws_store.metadata.log import ModelAction
@@ -131,10 +134,14 @@ class FamilyTarget:
         self.storage = storage
         self.family = family
         self.basis = basis
-        self.analyses = AnalysisCache(basis)
+        self._analyses: dict[torch.device, AnalysisCache] = {}
 
     def __reduce__(self) -> tuple[Callable[[str, str, str], FamilyTarget], tuple[str, str, str]]:
         return _target_here, (self.storage.url, self.family, self.basis.digest)
+
+    def analyses(self, device: torch.device = CPU) -> AnalysisCache:
+        """The basis's analyses for a device, made once for all models that are encoded there."""
+        return self._analyses.setdefault(device, AnalysisCache(self.basis, device=device))
 
     def put(self, model: EncodedModel) -> bool:
         """Store a model's objects, its group document last; tell whether all are new."""
@@ -164,6 +171,7 @@ class EncodeJob:
     fidelity: Fidelity
     exact: bool
     exact_overhead: float = EXACT_OVERHEAD
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +224,9 @@ class StoredModel:
 def encode_and_store(job: EncodeJob) -> StoredModel:
     """Encode one model that no evaluation scores, and store its objects."""
     target = job.target
-    encoding = ModelEncoding(target.basis, job.fidelity, target.analyses, None, job.exact_overhead)
+    encoding = ModelEncoding(
+        target.basis, job.fidelity, target.analyses(job.device), None, job.exact_overhead
+    )
     checkpoint = job.files[job.task]
     model = encoding.encode(job.task, checkpoint, exact=job.exact)
     is_new = target.put(model)

@@ -5,9 +5,12 @@ No byte that is stored changes: a revision is another basis, and a model that is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+
+import torch
 
 from uws_store import layout
 from uws_store.api.adding import require_architecture
@@ -26,12 +29,14 @@ from uws_store.api.encoding import (
     sizes_of,
 )
 from uws_store.api.family import Family
+from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.results import AddResult, ExtendResult
 from uws_store.api.stored import StoredCheckpoint
 from uws_store.basis import Basis, step_of
 from uws_store.builder import AnalysisCache, BasisBuilder, Members, Progress, available_bytes, parse_bytes
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
+from uws_store.device import each_device
 from uws_store.errors import IncompatibleError, InvalidInputError, NotFoundError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.metadata.log import Action, BasisAction, ModelAction
@@ -50,6 +55,7 @@ def extend(
     zoo_options: Mapping[str, object] | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> ExtendResult:
     """Make a family's next basis revision, from its stored models and new ones, and store the new ones on it.
@@ -65,7 +71,7 @@ def extend(
     zoos : sequence of str or Path
         Folders, manifests or URLs with new checkpoints, as of :func:`uws_store.api.publish.build`; a task that exists gets its next version. None: the revision covers
         what was added since the last.
-    registry, exact, expect_models, zoo_options, workers, memory, progress
+    registry, exact, expect_models, zoo_options, workers, memory, device, progress
         As of :func:`uws_store.api.publish.build`. Threads do the work, since other processes have no open registry.
 
     Raises
@@ -81,6 +87,7 @@ def extend(
     """
     spec = ExecutorSpec.parse("threads", workers=workers)
     limit = parse_bytes(memory) if memory is not None else available_bytes()
+    place = usable_device(device)
     opened = open_registry(registry)
     state = opened.state().family(family)
     latest = _latest(state)
@@ -119,6 +126,7 @@ def extend(
             progress=progress,
             workers=pool,
             kept_bytes=projection.room_bytes(pool.width, limit),
+            device=place,
         )
         # A promise on scores was kept at a step that was searched for: without the evaluation, that step stays.
         built = (
@@ -131,11 +139,13 @@ def extend(
         is_new = put_objects(opened.storage, prefix, built.objects)
         publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
         target = FamilyTarget(opened.storage, family, built.basis)
-        basis_bytes = built.size_bytes
+        basis_bytes, remarks = built.size_bytes, builder.remarks
         del builder, built
         overhead = overhead_of(target.basis)
+        devices = itertools.cycle(each_device(place))
         jobs = [
-            EncodeJob(members.checkpoints, member.task, target, fidelity, exact, overhead) for member in new
+            EncodeJob(members.checkpoints, member.task, target, fidelity, exact, overhead, next(devices))
+            for member in new
         ]
         done: dict[int, StoredModel] = {}
         for index, model in pool.map(encode_and_store, jobs):
@@ -175,6 +185,7 @@ def extend(
         from_registry=len(stored),
         from_compact=lossy,
         commit=commit.number,
+        remarks=remarks,
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
+from uws_store.api.load_options import usable_device
 from uws_store.api.options import choose_fidelity, expected
 from uws_store.builder import BasisBuilder, Members, Progress, available_bytes, parse_bytes
 from uws_store.builder.planning import PLAN_KIND
@@ -31,6 +34,7 @@ def plan(
     executor: str | None = None,
     workers: int | None = None,
     memory: int | str | None = None,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> PlanDocument:
     """Plan a family without storing it.
@@ -40,7 +44,7 @@ def plan(
     zoo, bits, rel_error, change_error, max_drop, expect_models, max_decode_flops_per_weight, skip_mismatched, rename
         See :func:`uws_store.build`. With ``max_drop`` nothing is evaluated: the plan is for the step where the search
         would begin.
-    zoo_options, executor, workers, memory, progress
+    zoo_options, executor, workers, memory, device, progress
         See :func:`uws_store.build`.
 
     Returns
@@ -75,6 +79,7 @@ def plan(
             progress=progress,
             workers=pool,
             kept_bytes=projection.room_bytes(pool.width, limit),
+            device=usable_device(device),
         )
         return builder.plan(builder.build())
 

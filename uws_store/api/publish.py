@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from uws_store import layout
 from uws_store.api.adapters import remarks_on_adapters
@@ -24,6 +27,7 @@ from uws_store.api.encoding import (
     put_objects,
     sizes_of,
 )
+from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.options import choose_fidelity, expected, read_overhead
 from uws_store.api.planning import read_plan
@@ -41,6 +45,7 @@ from uws_store.builder import (
 )
 from uws_store.checkpoint import Renaming, scan_zoo
 from uws_store.config import cache_folder
+from uws_store.device import each_device
 from uws_store.errors import AlreadyExistsError, InvalidInputError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.fidelity import (
@@ -89,6 +94,7 @@ def build(
     workers: int | None = None,
     memory: int | str | None = None,
     restart: bool = False,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> BuildResult:
     """Build a family from a zoo: derive the basis, encode every member, publish all in one commit.
@@ -155,6 +161,11 @@ def build(
     restart : bool
         Begin anew, instead of going on where a build of the same zoo and options that was killed had come to. What such
         a build has finished is kept in the cache folder until one ends well.
+    device : str or torch.device
+        Where tensors are fitted and models encoded, such as ``"cuda"`` (every GPU, each with tensors and models of its own)
+        or ``"cuda:1"``. A tensor for which there is no room is worked on in pieces there, or on the CPU, and the result says
+        so. Models are decoded alike everywhere, whatever encoded them; which integers they get may differ between kinds of
+        devices, and the basis's record names the kind. What an evaluation scores is encoded on the CPU.
     progress : callable, optional
         Called with a phase's name, what is done, what there is to do, and the bytes of checkpoints that were taken in
         (0 where that is not counted): see :class:`uws_store.builder.Progress`.
@@ -195,6 +206,7 @@ def build(
     )
     spec = ExecutorSpec.parse(executor, workers=workers)
     asked = read_overhead(exact_overhead)
+    place = usable_device(device)
     with (
         Members(
             scan_zoo(zoo, storage_options=zoo_options),
@@ -220,6 +232,7 @@ def build(
                 str(exact),
                 str(asked),
                 str(max_decode_flops_per_weight),
+                place.type,
                 hashlib.sha256(decided.to_bytes()).hexdigest() if decided else "",
                 *map(str, judge.options if judge else ()),
             ],
@@ -238,6 +251,7 @@ def build(
             progress=progress,
             workers=pool,
             kept_bytes=projection.room_bytes(pool.width, limit),
+            device=place,
         )
         built = judge.family_basis(builder) if judge else builder.build()
         if judge is not None:
@@ -249,11 +263,18 @@ def build(
         publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
         members.checkpoints.drop()
         target = FamilyTarget(opened.storage, family, built.basis)
-        basis_bytes, sharing = built.size_bytes, builder.sharing
+        basis_bytes, sharing, remarks = built.size_bytes, builder.sharing, builder.remarks
         del builder, built  # means and samples, of no more use
         stored: dict[str, StoredModel] = {}
         for model in _encode_all(
-            members, target, fidelity, judge, exact=exact, exact_overhead=overhead_of(target.basis), pool=pool
+            members,
+            target,
+            fidelity,
+            judge,
+            exact=exact,
+            exact_overhead=overhead_of(target.basis),
+            pool=pool,
+            device=place,
         ):
             stored[model.result.task] = model
             prefix = layout.model_prefix(family, model.digest)
@@ -292,7 +313,7 @@ def build(
             commit=commit.number,
             step=step_of(target.basis.document.step).value,
             scores=summarise((model.task, score) for model in results for score in model.scores),
-            remarks=(*remarks_on_adapters(members), *(judge.remarks if judge else ())),
+            remarks=(*remarks_on_adapters(members), *remarks, *(judge.remarks if judge else ())),
             projected_memory_bytes=projection.with_room_bytes(pool.width, limit),
         )
 
@@ -330,11 +351,13 @@ def _encode_all(
     exact: bool,
     exact_overhead: float,
     pool: Workers,
+    device: torch.device,
 ) -> Iterator[StoredModel]:
     """Encode and store every member, in any order; here and one by one where an evaluation scores them."""
     if judge is None:
+        devices = itertools.cycle(each_device(device))
         jobs = [
-            EncodeJob(members.checkpoints, task, target, fidelity, exact, exact_overhead)
+            EncodeJob(members.checkpoints, task, target, fidelity, exact, exact_overhead, next(devices))
             for task in members.checkpoints
         ]
         names = [f"model/{target.basis.digest[:16]}/{piece_name(task)}" for task in members.checkpoints]
@@ -349,7 +372,7 @@ def _encode_all(
         ):
             yield stored
         return
-    encoding = ModelEncoding(target.basis, fidelity, target.analyses, judge, exact_overhead)
+    encoding = ModelEncoding(target.basis, fidelity, target.analyses(), judge, exact_overhead)
     for task, checkpoint in members.checkpoints.items():
         model = encoding.encode(task, checkpoint, exact=exact)
         is_new = target.put(model)

@@ -144,6 +144,8 @@ class ExtendResult:
         Stored models that the basis covers; those among them that have no exact tier and came as their compact one.
     commit : int
         The commit that published it.
+    remarks : tuple of str
+        What should be known about how the basis was made.
     """
 
     family: str
@@ -154,3 +156,4 @@ class ExtendResult:
     from_registry: int
     from_compact: int
     commit: int
+    remarks: tuple[str, ...] = ()

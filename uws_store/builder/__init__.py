@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from uws_store.builder.build import BasisBuilder, build_basis
-from uws_store.builder.encode import EXACT_OVERHEAD, AnalysisCache, encode_model
+from uws_store.builder.coded import AnalysisCache
+from uws_store.builder.encode import EXACT_OVERHEAD, encode_model
 from uws_store.builder.encoded import EncodedModel, encode_within
 from uws_store.builder.members import Members, piece_name
 from uws_store.builder.memory import MemoryProjection, available_bytes, parse_bytes

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from uws_store.builder.fit import TensorFit
 from uws_store.builder.members import Members, sample_tasks
 from uws_store.builder.planning import decisions, plan_document
@@ -14,6 +16,7 @@ from uws_store.builder.progress import Progress, silent
 from uws_store.builder.search import Fidelity, find_step, first_step
 from uws_store.builder.surveyed import BuiltBasis, SurveyedZoo, form_option, step_shifts, tensors_to_null
 from uws_store.canonical import Step
+from uws_store.device import CPU, each_device
 from uws_store.executors import Workers, one_thread
 from uws_store.metadata.plan import PlanDocument
 from uws_store.nulls import Sharing, pooled
@@ -53,6 +56,9 @@ class BasisBuilder:
         Who surveys, fits and digests, tensor by tensor; this thread when absent. The basis is the same.
     kept_bytes : int
         Slices that may stay in memory so that they are read once and not twice. The basis is the same.
+    device : torch.device
+        Where tensors are fitted; a bare ``cuda`` is every GPU, each with tensors of its own. The basis is the same for
+        devices of one kind, and another kind's may differ: the record names the kind.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class BasisBuilder:
         progress: Progress | None = None,
         workers: Workers | None = None,
         kept_bytes: int = 0,
+        device: torch.device = CPU,
     ) -> None:
         self._report: Progress = progress or silent
         self._fidelity = fidelity
@@ -97,6 +104,7 @@ class BasisBuilder:
             decisions(plan, surveys, architecture=members.report.digest) if plan is not None else {},
             tensors_to_null(coded),
             len(coded),
+            each_device(device),
         )
         self._pilot = [survey for survey in coded if survey.name in pilot]
         self._rest = [survey for survey in coded if survey.name not in pilot]
@@ -182,6 +190,11 @@ class BasisBuilder:
     def sharing(self) -> Sharing | None:
         """What the zoo shares beside its nulls, once it was fitted; None where that cannot be measured."""
         return pooled(list(self._zoo.sharing.values()))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What should be known about how the basis was made."""
+        return self._zoo.remarks()
 
     def plan(self, built: BuiltBasis) -> PlanDocument:
         """Write down what was decided for a basis, and what it is predicted to take."""

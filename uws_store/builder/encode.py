@@ -14,43 +14,28 @@ import torch
 
 from uws_store.basis import Basis, step_of
 from uws_store.builder.assemble_model import EncodedTensors, assemble_model
+from uws_store.builder.coded import AnalysisCache, CodeJob, code_tensor
 from uws_store.builder.encode_product import encode_product
 from uws_store.builder.encoded import EncodedModel
 from uws_store.builder.products import Form
-from uws_store.builder.transform import Analysis
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint, TensorInfo
-from uws_store.errors import InvalidInputError
+from uws_store.device import told_of_retreat
 from uws_store.executors import one_thread
 from uws_store.metadata.basis import TensorRecord
 from uws_store.metadata.model import (
     ScoreRecord,
 )
-from uws_store.quantize import Rounding, quantise
+from uws_store.quantize import Rounding
 from uws_store.residual import residual_classes, residual_of
 from uws_store.tensor_bytes import bytes_of, digest_of
 
-__all__ = ["EXACT_OVERHEAD", "AnalysisCache", "encode_model"]
+__all__ = ["EXACT_OVERHEAD", "encode_model"]
 
 EXACT_OVERHEAD = 0.005
 """Share by which core and residual of a read group may exceed its bits alone before it is stored alone.
 
 Words coded alone are at least as much smaller than what ZipNN and Zstandard make of the zoos that were measured."""
-
-
-class AnalysisCache:
-    """The analyses of a basis's tensors, made once and shared by the models that are encoded together."""
-
-    def __init__(self, basis: Basis) -> None:
-        self._basis = basis
-        self._made: dict[str, Analysis] = {}
-
-    def get(self, name: str) -> Analysis:
-        """The analysis of one tensor."""
-        found = self._made.get(name)
-        if found is None:
-            found = self._made[name] = Analysis.of(self._basis.tensor(name))
-        return found
 
 
 def encode_model(
@@ -80,7 +65,7 @@ def encode_model(
         With ``exact``: a read group whose core and residual are larger than its bits alone, by more than this share, is
         stored alone. None never does so.
     analyses : AnalysisCache, optional
-        Shared between models.
+        Shared between models; they say on which device the model is encoded.
     scores : tuple of ScoreRecord
         Measured scores for the record.
     rounding : {"length", "error"}
@@ -158,31 +143,22 @@ class _Encoder:
         return digest_of(self.checkpoint.read(record.tied_to)) == digest_of(tensor)
 
     def _encode_coded(self, record: TensorRecord, info: TensorInfo, tensor: torch.Tensor) -> None:
-        numbers = self.basis.tensor(record.name)
-        assert record.shift is not None
-        values = tensor.to(torch.float64).reshape(record.matrix)
-        coefficients = self.analyses.get(record.name).coefficients(values - numbers.mean())
-        try:
-            core = quantise(coefficients, self.step.value * 2.0**-record.shift, rounding=self.rounding)
-        except InvalidInputError:
-            self.made.keep(info, tensor, "a coefficient is beyond the range of the core")
+        coded = code_tensor(CodeJob(tensor, record, info, self.step, self.rounding, self.analyses))
+        if isinstance(coded, str):
+            self.made.keep(info, tensor, coded)
             return
-        if not numbers.is_exact(core, step=self.step):
-            self.made.keep(info, tensor, "its values are too large for exact arithmetic at this step")
-            return
-        prediction = numbers.predict(core, step=self.step, dtype=info.dtype)
-        error = float((prediction.to(torch.float64) - tensor.to(torch.float64)).square().sum())
-        energy = float(values.square().sum())
-        self.made.energies[record.name] = error, energy
-        self.made.cores[record.name] = core.to(torch.int32).numpy()
-        self.made.compact_digests[record.name] = digest_of(prediction)
+        if coded.retreat:
+            self.made.notices.append(f"{record.name} {told_of_retreat(coded.retreat, self.analyses.device)}")
+        self.made.energies[record.name] = coded.error, coded.energy
+        self.made.cores[record.name] = coded.core.numpy()
+        self.made.compact_digests[record.name] = digest_of(coded.prediction)
         self.made.exact_digests[record.name] = digest_of(tensor)
         if info.dtype.name != record.dtype:
             self.made.dtypes[record.name] = info.dtype.name
         if self.exact:
             self.made.residuals[record.name] = (
-                residual_of(tensor, prediction, info.dtype),
-                residual_classes(prediction, record.shift),
+                residual_of(tensor, coded.prediction, info.dtype),
+                residual_classes(coded.prediction, record.shift or 0),
             )
 
     def encode_product(self, left: TensorRecord, right: TensorRecord, form: Form) -> None:

@@ -16,6 +16,7 @@ import torch
 from uws_store.builder.sources import ZooFiles
 from uws_store.builder.survey import TensorSurvey
 from uws_store.builder.transform import Analysis
+from uws_store.device import CPU, fed, first_that_fits
 from uws_store.moments import SideMoment
 from uws_store.nulls import Sharing, sharing
 from uws_store.plan import Choice, SideChoice, choose_sides, fit_side
@@ -67,6 +68,9 @@ class TensorFit:
         Coefficients of the sampled tasks times ``2**shift``, float32, (p x q): for the search of the step.
     sharing : Sharing or None
         What the tensor shares beside its nulls, where that was asked for.
+    retreat : str
+        Where the device had no room: ``slices`` when models were copied there one by one, ``cpu`` when the CPU did the
+        work; else empty.
     """
 
     survey: TensorSurvey
@@ -79,6 +83,7 @@ class TensorFit:
     shift: int
     samples: dict[str, torch.Tensor]
     sharing: Sharing | None = None
+    retreat: str = ""
 
     @property
     def coefficients(self) -> int:
@@ -114,6 +119,8 @@ class FitJob:
         What a saved plan says; None plans.
     with_nulls : bool
         Whether to measure what the tensor shares beside its nulls.
+    device : torch.device
+        Where to do it.
     """
 
     files: ZooFiles
@@ -127,6 +134,7 @@ class FitJob:
     rounding: Rounding = "length"
     decided: Choice | None = None
     with_nulls: bool = False
+    device: torch.device = CPU
 
 
 def fit_tensor(job: FitJob) -> TensorFit:
@@ -136,14 +144,31 @@ def fit_tensor(job: FitJob) -> TensorFit:
     of members times 2^-53. Moments are taken about the mean of the held members and moved to the mean of all, so that
     no digits are lost to the common part of the weights. Where all members are held they are products of float64, else
     of changes rounded to float32: see :class:`uws_store.moments.SideMoment` for both errors.
+
+    Where the device has no room for all that is held, this stays in memory and is copied there one by one each time it is
+    used; where there is no room for that, the CPU does the work.
     """
+    device = job.device
+    fit, retreat = first_that_fits(
+        (
+            ("", lambda: _fit(job, device, held_on=device)),
+            ("slices", lambda: _fit(job, device, held_on=CPU)),
+            ("cpu", lambda: _fit(job, CPU, held_on=CPU)),
+        ),
+        what=f"fitting tensor {job.survey.name!r}",
+    )
+    return replace(fit, retreat=retreat)
+
+
+def _fit(job: FitJob, device: torch.device, *, held_on: torch.device) -> TensorFit:
     survey = job.survey
     step = job.step * 2.0**-job.shift
     tasks = list(survey.usable)
     count = held_members(survey.matrix[0] * survey.matrix[1], len(tasks))
     # The sampled members are among the held: their coefficients are wanted.
     held = _spread(tasks, count, including=job.sampled)
-    changes = [_matrix(survey, tensor) for _, tensor in job.files.slices(survey.name, held)]
+    slices = (tensor for _, tensor in job.files.slices(survey.name, held))
+    changes = [_matrix(survey, tensor) for tensor in fed(slices, held_on)]
     mean = torch.zeros_like(changes[0])
     for values in changes:
         mean += values
@@ -161,6 +186,7 @@ def fit_tensor(job: FitJob) -> TensorFit:
         max_flops_per_weight=job.max_flops_per_weight,
         truncate=job.truncate,
         rounding=job.rounding,
+        device=device,
     )
     if not choice.candidate.centred:
         for values in changes:
@@ -168,21 +194,24 @@ def fit_tensor(job: FitJob) -> TensorFit:
         mean = torch.zeros_like(mean)
         left = right = None
     elif len(held) == len(tasks):
-        left = fit_side(changes, choice.candidate.left, side="left")
-        right = fit_side(changes, choice.candidate.right, side="right")
+        left = fit_side(changes, choice.candidate.left, side="left", device=device)
+        right = fit_side(changes, choice.candidate.right, side="right", device=device)
     else:
-        moments = _Moments(survey.matrix, choice.candidate.left, choice.candidate.right)
-        for values in changes:
+        moments = _Moments(survey.matrix, choice.candidate.left, choice.candidate.right, device)
+        for values in fed(changes, device):
             moments.add(values)
         rest = [task for task in tasks if task not in set(held)]
-        for _, tensor in job.files.slices(survey.name, rest):
-            moments.add(_matrix(survey, tensor).sub_(mean))
-        shifted = moments.centre()
+        reference = mean.to(device)
+        slices = (tensor for _, tensor in job.files.slices(survey.name, rest))
+        for tensor in fed(slices, device):
+            moments.add(_matrix(survey, tensor).sub_(reference))
+        shifted = moments.centre().to(held_on)
         left, right = moments.side("left"), moments.side("right")
         mean += shifted
         for values in changes:
             values.sub_(shifted)
-    fit = _finished(job, dict(zip(held, changes, strict=True)), mean, choice, left=left, right=right)
+    by_task = dict(zip(held, changes, strict=True))
+    fit = _finished(job, by_task, mean.cpu(), choice, left=left, right=right, device=device)
     return replace(fit, sharing=found)
 
 
@@ -194,20 +223,22 @@ def _finished(
     *,
     left: QuantisedSide | None,
     right: QuantisedSide | None,
+    device: torch.device,
 ) -> TensorFit:
     """Take the held members' coefficients in the basis: their profile, and the samples."""
     shift = job.shift
     analysis = Analysis(
         side_from_integers(left) if left else None,
         side_from_integers(right) if right else None,
+        device=device,
     )
     samples: dict[str, torch.Tensor] = {}
     variance: torch.Tensor | None = None
-    for task, change in changes.items():
+    for task, change in zip(changes, fed(changes.values(), device), strict=True):
         coefficients = analysis.coefficients(change)
         squared = coefficients.square()
         if task in job.sampled:
-            samples[task] = (coefficients * 2.0**shift).to(torch.float32)
+            samples[task] = (coefficients * 2.0**shift).to(torch.float32).cpu()
         variance = squared if variance is None else variance.add_(squared)
     assert variance is not None
     profile = separable_profile if choice.candidate.ordered else flat_profile
@@ -242,9 +273,17 @@ class _Moments:
         Rows and columns of the tensor.
     left, right : SideChoice or None
         What was chosen.
+    device : torch.device
+        Where the changes are.
     """
 
-    def __init__(self, matrix: tuple[int, int], left: SideChoice | None, right: SideChoice | None) -> None:
+    def __init__(
+        self,
+        matrix: tuple[int, int],
+        left: SideChoice | None,
+        right: SideChoice | None,
+        device: torch.device,
+    ) -> None:
         self._choices = {"left": left, "right": right}
         self._sizes = {"left": matrix[0], "right": matrix[1]}
         self._moments = {
@@ -252,7 +291,7 @@ class _Moments:
             for side, choice in self._choices.items()
             if choice is not None
         }
-        self._total = torch.zeros(matrix, dtype=torch.float64)
+        self._total = torch.zeros(matrix, dtype=torch.float64, device=device)
         self._count = 0
 
     def add(self, change: torch.Tensor) -> None:

@@ -10,10 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from uws_store import layout
 from uws_store.basis import Basis, step_of
 from uws_store.builder.assemble import assemble_basis
-from uws_store.builder.encode import AnalysisCache, encode_model
+from uws_store.builder.coded import AnalysisCache
+from uws_store.builder.encode import encode_model
 from uws_store.builder.fit import FitJob, TensorFit, fit_tensor
 from uws_store.builder.guard import beaten_by_plain
 from uws_store.builder.members import Members
@@ -23,6 +26,7 @@ from uws_store.builder.search import Fidelity
 from uws_store.builder.survey import TensorSurvey
 from uws_store.builder.work import resumed
 from uws_store.canonical import Step
+from uws_store.device import CPU, told_of_retreat
 from uws_store.executors import Workers
 from uws_store.nulls import Sharing, pooled
 from uws_store.plan import Choice, step_shift
@@ -93,6 +97,8 @@ class SurveyedZoo:
         Tensors on which to measure what the zoo shares.
     coded_tensors : int
         How many tensors are coded: a fit of all of them is guarded.
+    devices : tuple of torch.device
+        Where they are fitted, in turn.
     """
 
     members: Members
@@ -107,6 +113,9 @@ class SurveyedZoo:
     decided: Mapping[str, Choice]
     nulled: frozenset[str]
     coded_tensors: int
+    devices: tuple[torch.device, ...] = (CPU,)
+    retreats: dict[str, str] = field(default_factory=dict)
+    """Tensors for which a device had no room, as of :attr:`TensorFit.retreat`."""
     sharing: dict[str, Sharing] = field(default_factory=dict)
     """What was measured so far: it does not depend on the step, so that it is measured once."""
 
@@ -124,8 +133,9 @@ class SurveyedZoo:
                 rounding=self.fidelity.rounding,
                 decided=self.decided.get(survey.name),
                 with_nulls=survey.name in self.nulled and survey.name not in self.sharing,
+                device=self.devices[index % len(self.devices)],
             )
-            for survey in coded
+            for index, survey in enumerate(coded)
         ]
         number = {survey.name: index for index, survey in enumerate(self.surveys)}
         names = [
@@ -138,6 +148,8 @@ class SurveyedZoo:
             self.members.work, self.workers, fit_tensor, jobs, names=names, kind=TensorFit
         ):
             fits[index] = fit
+            if fit.retreat:
+                self.retreats[fit.survey.name] = fit.retreat
             if fit.sharing is not None:
                 self.sharing[fit.survey.name] = fit.sharing
             size_bytes += self.members.size_bytes(fit.survey.name, fit.survey.usable)
@@ -179,9 +191,23 @@ class SurveyedZoo:
         return [by_name.get(fit.survey.name, fit) for fit in fits]
 
     def recorded(self) -> tuple[tuple[str, str], ...]:
-        """The options, and what the zoo shares, for the basis's record."""
+        """The options, the kind of device, and what the zoo shares, for the basis's record."""
         found = pooled(list(self.sharing.values()))
-        return (*self.options, *((("shares", found.shares),) if found is not None else ()))
+        device = self.devices[0].type
+        more = [("device", device)] if device != CPU.type else []
+        if self.retreats:
+            more.append(("device-retreats", str(len(self.retreats))))
+        if found is not None:
+            more.append(("shares", found.shares))
+        return (*self.options, *more)
+
+    def remarks(self) -> tuple[str, ...]:
+        """Tell which tensors were not fitted as asked, for want of room on the device."""
+        device = self.devices[0]
+        return tuple(
+            f"the basis of {name} {told_of_retreat(way, device)}"
+            for name, way in sorted(self.retreats.items())
+        )
 
     def assemble(self, fits: Sequence[TensorFit], step: Step) -> BuiltBasis:
         """Put the basis together and open it from its own bytes."""
@@ -202,7 +228,7 @@ class SurveyedZoo:
         """Correct the step by what models really take, metadata and all."""
         for _ in range(_TRIMS):
             step = step_of(built.basis.document.step)
-            analyses = AnalysisCache(built.basis)
+            analyses = AnalysisCache(built.basis, device=self.devices[0])
             encoded = [
                 encode_model(built.basis, self.members.checkpoints[task], step=step, analyses=analyses)
                 for task in self.sampled

@@ -23,6 +23,7 @@ def run_extend(
     exact: bool,
     expect_models: int | None,
     zoo_option: tuple[str, ...],
+    device: str,
     workers: int | None,
     memory: str | None,
     output: Output,
@@ -37,6 +38,7 @@ def run_extend(
             exact=exact,
             expect_models=expect_models,
             zoo_options=parse_options(zoo_option),
+            device=device,
             workers=workers,
             memory=memory,
             progress=report,
@@ -46,6 +48,8 @@ def run_extend(
             f"{counted(result.from_compact, 'stored model')} had no exact tier and entered the basis as the compact tier "
             "gives them back"
         )
+    for remark in result.remarks:
+        output.notice(remark)
     output.notices("kept private", [notice for model in result.models for notice in model.notices])
     if output.as_json:
         output.document(result)

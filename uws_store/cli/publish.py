@@ -62,6 +62,7 @@ def run_build(
     skip_mismatched: bool,
     rename: str | None,
     zoo_option: tuple[str, ...],
+    device: str,
     executor: str | None,
     workers: int | None,
     memory: str | None,
@@ -90,6 +91,7 @@ def run_build(
             skip_mismatched=skip_mismatched,
             rename=rename,
             zoo_options=parse_options(zoo_option),
+            device=device,
             executor=executor,
             workers=workers,
             memory=memory,
@@ -125,6 +127,7 @@ def run_add(
     exact_overhead: float | None,
     rename: str | None,
     zoo_option: tuple[str, ...],
+    device: str,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - the API's own options
@@ -139,6 +142,7 @@ def run_add(
             exact_overhead=exact_overhead,
             rename=rename,
             zoo_options=parse_options(zoo_option),
+            device=device,
             registry=registry,
             **evaluation,
         )

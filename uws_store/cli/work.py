@@ -10,7 +10,16 @@ from typing import Any
 
 import click
 
-__all__ = ["work_options", "zoo_option"]
+__all__ = ["device_option", "work_options", "zoo_option"]
+
+device_option = click.option(
+    "--device",
+    default="cpu",
+    metavar="NAME",
+    help="Where tensors are fitted and models encoded, such as cuda (every GPU) or cuda:1. What does not fit there is done "
+    "in pieces or on the CPU. Default: cpu.",
+)
+"""Where the arithmetic is done."""
 
 zoo_option = click.option(
     "--zoo-option",

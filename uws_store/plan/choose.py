@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from uws_store.device import CPU
 from uws_store.entropy import encode_integers
 from uws_store.plan.candidates import Candidate, SideChoice, side_options
 from uws_store.plan.measure import HeldOut, Measured, can_hold_out
@@ -85,6 +86,7 @@ def choose_sides(
     truncate: bool = False,
     rounding: Rounding = "length",
     seed: int = 0,
+    device: torch.device = CPU,
 ) -> Choice:
     """Choose how one tensor is coded.
 
@@ -109,6 +111,8 @@ def choose_sides(
         How models will be quantised.
     seed : int
         Which models are kept out.
+    device : torch.device
+        Where candidates are measured; changes that lie elsewhere are copied there one by one.
 
     Returns
     -------
@@ -119,7 +123,7 @@ def choose_sides(
         return Choice(Candidate(), 0.0, 0.0, 0.0, 0.0, reason="too few models to keep one out of the fit")
     if not any(bool(change.any()) for change in changes):
         return Choice(Candidate(), 0.0, 0.0, 0.0, 0.0, reason="all models are alike")
-    held_out = HeldOut(changes, mean=mean, step=step, rounding=rounding, seed=seed)
+    held_out = HeldOut(changes, mean=mean, step=step, rounding=rounding, seed=seed, device=device)
     mean_bits, mean_error = mean_cost(changes, mean, step)
     return _Search(
         held_out=held_out,
@@ -330,4 +334,4 @@ def mean_cost(changes: Sequence[torch.Tensor], mean: torch.Tensor | None, step: 
     error = float((whole * math.ldexp(1.0, -grid) - mean).square().mean()) / step**2
     if not bool(whole.abs().max() < _WIDEST_MEAN):
         return 32.0 * mean.numel(), error
-    return 8.0 * len(encode_integers(whole.to(torch.int32).reshape(-1).numpy())), error
+    return 8.0 * len(encode_integers(whole.to(torch.int32).reshape(-1).cpu().numpy())), error

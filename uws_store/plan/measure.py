@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from uws_store.canonical import Side
+from uws_store.device import CPU, fed
 from uws_store.entropy import encode_integers, ideal_bits
 from uws_store.errors import InvalidInputError
 from uws_store.plan.candidates import Candidate, SideChoice
@@ -69,13 +70,15 @@ def can_hold_out(models: int) -> bool:
 
 
 def fit_side(
-    changes: Sequence[torch.Tensor], choice: SideChoice | None, *, side: str
+    changes: Sequence[torch.Tensor], choice: SideChoice | None, *, side: str, device: torch.device = CPU
 ) -> QuantisedSide | None:
-    """Fit one side's factor to changes and quantise it, as it will be stored."""
+    """Fit one side's factor to changes, on a device, and quantise it, as it will be stored."""
     if choice is None:
         return None
     size = changes[0].shape[0 if side == "left" else 1]
-    return _side_of(block_moments(changes, size=size, block=choice.block, side=side), choice, size)
+    return _side_of(
+        block_moments(fed(changes, device), size=size, block=choice.block, side=side), choice, size
+    )
 
 
 def _side_of(moments: Sequence[torch.Tensor], choice: SideChoice, size: int) -> QuantisedSide:
@@ -101,6 +104,8 @@ class HeldOut:
         See :mod:`uws_store.quantize`.
     seed : int
         Which models are kept out.
+    device : torch.device
+        Where the work is done; changes that lie elsewhere are copied there one by one, each time they are used.
     """
 
     def __init__(
@@ -111,8 +116,11 @@ class HeldOut:
         step: float,
         rounding: Rounding = "length",
         seed: int = 0,
+        device: torch.device = CPU,
     ) -> None:
-        self._folds = [_Fold(changes, held, mean) for held in _splits(len(changes), changes[0].numel(), seed)]
+        self._folds = [
+            _Fold(changes, held, mean, device) for held in _splits(len(changes), changes[0].numel(), seed)
+        ]
         self._step = step
         self._rounding = rounding
         self._elements = changes[0].numel()
@@ -140,15 +148,20 @@ class _Fold:
     """One split: the moments of what is fitted, made when they are first asked for, and the held models."""
 
     def __init__(
-        self, changes: Sequence[torch.Tensor], held: Sequence[int], mean: torch.Tensor | None
+        self,
+        changes: Sequence[torch.Tensor],
+        held: Sequence[int],
+        mean: torch.Tensor | None,
+        device: torch.device,
     ) -> None:
         kept_out = set(held)
         self._train = [change for index, change in enumerate(changes) if index not in kept_out]
         self._held = [changes[index] for index in held]
-        self._mean = mean
+        self._device = device
+        self._mean = None if mean is None else mean.to(device)
         # The mean was taken with the held models in it; the others have their own.
-        centre = torch.zeros_like(changes[0])
-        for change in self._train:
+        centre = torch.zeros_like(changes[0], device=device)
+        for change in fed(self._train, device):
             centre += change
         self._centre = centre / len(self._train)
         self._moments: dict[tuple[str, int], list[torch.Tensor]] = {}
@@ -156,7 +169,7 @@ class _Fold:
         self._margins: dict[tuple[str, bool], torch.Tensor] = {}
 
     def _centred(self) -> Iterator[torch.Tensor]:
-        return (change - self._centre for change in self._train)
+        return (change - self._centre for change in fed(self._train, self._device))
 
     def _block_moments(self, side: str, block: int) -> list[torch.Tensor]:
         """Moments of a side's blocks, cut from wider ones that were made before where that can be."""
@@ -180,7 +193,7 @@ class _Fold:
             size = self._centre.shape[0 if side == "left" else 1]
             stored = _side_of(self._block_moments(side, choice.block), choice, size)
             bits = 8.0 * len(encode_integers(stored.integers.numpy()))
-            made = side_from_integers(stored)
+            made = side_from_integers(stored).to(self._device)
             self._sides[side, choice] = made, analysis_matrix(made), bits
         return self._sides[side, choice]
 
@@ -193,13 +206,16 @@ class _Fold:
                 [((rows @ moment) * rows).sum(1) for rows, moment in zip(analysis, moments, strict=True)]
             )
         if (side, centred) not in self._margins:
-            changes = self._centred() if centred else (change + self._whole_mean() for change in self._train)
+            changes = self._centred() if centred else self._uncentred()
             axis = 1 if side == "left" else 0
-            sums = torch.zeros(self._centre.shape[1 - axis], dtype=torch.float64)
+            sums = torch.zeros(self._centre.shape[1 - axis], dtype=torch.float64, device=self._device)
             for change in changes:
                 sums += change.square().sum(axis)
             self._margins[side, centred] = sums
         return self._margins[side, centred]
+
+    def _uncentred(self) -> Iterator[torch.Tensor]:
+        return (change + self._whole_mean() for change in fed(self._train, self._device))
 
     def _whole_mean(self) -> torch.Tensor:
         assert self._mean is not None
@@ -216,7 +232,7 @@ class _Fold:
         integers: list[torch.Tensor] = []
         error = 0.0
         offsets = 0.0
-        for change in self._held:
+        for change in fed(self._held, self._device):
             real = _coefficients(change - origin, sides["left"], sides["right"])
             offset = find_offset(real, step)
             whole = quantise(real, step, offset=offset)
@@ -225,7 +241,7 @@ class _Fold:
                 error += float(
                     (change - origin - _weights(real, sides["left"], sides["right"])).square().sum()
                 )
-            integers.append(whole.reshape(-1).to(torch.int32))
+            integers.append(whole.reshape(-1).to(torch.int32).cpu())
             offsets += offset / len(self._held)
         rows, columns = profile_of_margins(
             self._margin("left", candidate.left, centred=candidate.centred),

@@ -7,7 +7,7 @@ import click
 
 from uws_store.cli.command import Example, command, split_model
 from uws_store.cli.output import Output
-from uws_store.cli.work import zoo_option
+from uws_store.cli.work import device_option, zoo_option
 
 __all__ = ["extend", "rebase"]
 
@@ -23,6 +23,7 @@ __all__ = ["extend", "rebase"]
 @click.option("--exact", is_flag=True, help="Also store what makes the new models bit-identical.")
 @click.option("--expect-models", type=int, metavar="COUNT", help="Models the family will have one day.")
 @zoo_option
+@device_option
 @click.option(
     "--workers",
     type=int,
@@ -41,6 +42,7 @@ def extend(
     exact: bool,
     expect_models: int | None,
     zoo_option: tuple[str, ...],
+    device: str,
     workers: int | None,
     memory: str | None,
     output: Output,
@@ -59,6 +61,7 @@ def extend(
         exact=exact,
         expect_models=expect_models,
         zoo_option=zoo_option,
+        device=device,
         workers=workers,
         memory=memory,
         output=output,

@@ -10,7 +10,7 @@ import click
 from uws_store.cli.command import Example, command
 from uws_store.cli.evaluation import evaluation_options
 from uws_store.cli.output import Output
-from uws_store.cli.work import work_options, zoo_option
+from uws_store.cli.work import device_option, work_options, zoo_option
 
 __all__ = ["add", "build", "init"]
 
@@ -128,6 +128,7 @@ def init(*, url: str | None, single_writer: bool, output: Output, registry: str 
 )
 @_rename
 @zoo_option
+@device_option
 @work_options
 def build(
     *,
@@ -149,6 +150,7 @@ def build(
     skip_mismatched: bool,
     rename: str | None,
     zoo_option: tuple[str, ...],
+    device: str,
     executor: str | None,
     workers: int | None,
     memory: str | None,
@@ -187,6 +189,7 @@ def build(
             skip_mismatched=skip_mismatched,
             rename=rename,
             zoo_option=zoo_option,
+            device=device,
             executor=executor,
             workers=workers,
             memory=memory,
@@ -209,6 +212,7 @@ def build(
         skip_mismatched=skip_mismatched,
         rename=rename,
         zoo_option=zoo_option,
+        device=device,
         executor=executor,
         workers=workers,
         memory=memory,
@@ -238,6 +242,7 @@ def build(
 @_exact_overhead
 @_rename
 @zoo_option
+@device_option
 def add(
     *,
     checkpoint: str,
@@ -247,6 +252,7 @@ def add(
     exact_overhead: float | None,
     rename: str | None,
     zoo_option: tuple[str, ...],
+    device: str,
     output: Output,
     registry: str | None,
     **evaluation: Any,  # noqa: ANN401 - see evaluation_options
@@ -266,6 +272,7 @@ def add(
         exact_overhead=exact_overhead,
         rename=rename,
         zoo_option=zoo_option,
+        device=device,
         output=output,
         registry=registry,
         **evaluation,

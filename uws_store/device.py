@@ -1,0 +1,121 @@
+"""Where arrays are computed: copies to a device that overlap its work, and the retreat where it is full.
+
+Owns the page-locked copies and their stream, and the order of retreat: all on the device, then piece by piece, then
+the CPU. Must not know what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from uws_store.errors import MemoryLimitError
+
+__all__ = ["CPU", "each_device", "fed", "first_that_fits", "told_of_retreat"]
+
+T = TypeVar("T")
+
+CPU = torch.device("cpu")
+
+
+def each_device(device: torch.device) -> tuple[torch.device, ...]:
+    """Give the devices that a name stands for: every GPU for a bare ``cuda``, else the one."""
+    if device == torch.device("cuda"):
+        return tuple(torch.device("cuda", index) for index in range(max(1, torch.cuda.device_count())))
+    return (device,)
+
+
+def fed(tensors: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Give tensors on a device, in their order, each copied while the one before is at work.
+
+    A copy goes through page-locked memory, on a stream of its own; the tensor after the one that is at work is taken
+    from its source by then, so that reading overlaps too. There are two tensors on the device at a time besides what
+    the taker holds. What is there already, and everything on the CPU, is handed on as it is.
+
+    Parameters
+    ----------
+    tensors : iterable of torch.Tensor
+        Anywhere.
+    device : torch.device
+        Where they are wanted.
+    """
+    if device.type != "cuda":
+        for tensor in tensors:
+            yield tensor.to(device)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    coming: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
+    for tensor in tensors:
+        begun = _begin(tensor, device, stream)
+        if coming is not None:
+            yield _arrived(*coming, device)
+        coming = begun
+    if coming is not None:
+        yield _arrived(*coming, device)
+
+
+def _begin(
+    tensor: torch.Tensor, device: torch.device, stream: torch.cuda.Stream
+) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    if tensor.device == device:
+        return tensor, None
+    with torch.cuda.stream(stream):
+        copy = tensor.pin_memory().to(device, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(stream)
+    return copy, copied
+
+
+def _arrived(tensor: torch.Tensor, copied: torch.cuda.Event | None, device: torch.device) -> torch.Tensor:
+    if copied is not None:
+        at_work = torch.cuda.current_stream(device)
+        at_work.wait_event(copied)
+        # Its memory may go to another copy only when the work on it is done.
+        tensor.record_stream(at_work)
+    return tensor
+
+
+def first_that_fits(ways: Sequence[tuple[str, Callable[[], T]]], *, what: str) -> tuple[T, str]:
+    """Do something in the first of several ways for which there is memory.
+
+    Parameters
+    ----------
+    ways : sequence of (str, callable)
+        Names, and what to call; the one that needs least comes last.
+    what : str
+        What is done, for the error.
+
+    Returns
+    -------
+    result
+        What the call gave.
+    name : str
+        Of the way.
+
+    Raises
+    ------
+    MemoryLimitError
+        When there is memory for none (kind ``memory-limit/device``).
+    """
+    cause: torch.OutOfMemoryError | None = None
+    for name, way in ways:
+        try:
+            return way(), name
+        except torch.OutOfMemoryError as error:
+            # Its traceback holds on to what was on the device.
+            cause = error.with_traceback(None)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+    raise MemoryLimitError(
+        f"{what} finds no memory, on the CPU neither; give fewer --workers, or work where there is more",
+        kind="memory-limit/device",
+    ) from cause
+
+
+def told_of_retreat(way: str, device: torch.device) -> str:
+    """Say of a tensor in which of the lesser ways it was worked on, for want of room on a device."""
+    if way == "cpu":
+        return f"is made on the CPU: {device.type} has no room for it"
+    return f"is made by {way} on {device.type}, which has no room for all of it"

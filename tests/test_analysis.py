@@ -190,11 +190,14 @@ def test_too_little_to_compare_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_says_it_in_words_json_and_a_plot(tmp_path: Path) -> None:
     zoo = make_zoo(tmp_path / "zoo", models=8, shapes=SHAPES)
+    (zoo / "task-00.safetensors").rename(zoo / "日本 🎉.safetensors")
     plot = tmp_path / "zoo.svg"
     ran = run_well("analyze", zoo, "--plot", plot)
     assert "these models share a subspace" in ran.stdout
     assert "Gaussian null" in ran.stdout
     assert plot.read_text().startswith("<?xml")
+    assert "日本 🎉" in plot.read_text()
+    run_well("analyze", zoo, "--no-plan", "--plot", tmp_path / "zoo.png")
     document = run_well("analyze", zoo, "--json").document
     assert document["kind"] == "one base"
     assert document["shares"] == "subspace"

@@ -19,11 +19,13 @@ from zoo_support import make_zoo
 from uws_store import build
 from uws_store.api import open_registry
 from uws_store.report import gather, render
+from uws_store.report.letters import Letters
 from uws_store.report.spectrum import chance_shares
 from uws_store.report.text import printable, size
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = 'task <script>alert(1)</script> $x_1$ "&amp;'
+SCRIPTS = "日本語 モデル 🎉 ᐁ ᐂ ⠿ 한국어 العربية"
 _VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -43,6 +45,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
     place = str(tmp_path_factory.mktemp("registry"))
     zoo = make_small_zoo(tmp_path_factory.mktemp("zoo"))
     (zoo / f"{TASKS[0]}.safetensors").rename(zoo / f"{NASTY.replace('/', '_')}.safetensors")
+    (zoo / f"{TASKS[1]}.safetensors").rename(zoo / f"{SCRIPTS}.safetensors")
     build(zoo, family="nets", registry=place, change_error=0.1, exact=True, evaluate=score)
     return place
 
@@ -113,6 +116,23 @@ def test_names_from_a_registry_are_escaped(reading: Reading, page: str) -> None:
     assert "<script" not in page
     shown = [element.text for element in reading.elements if element.tag == "th"]
     assert any("<script>alert(1)<_script>" in text for text in shown)
+
+
+def test_names_in_any_script_stand_in_the_plots(page: str) -> None:
+    plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    texts = [re.findall(r"<text[^>]*>([^<]*)</text>", plot) for plot in plots]
+    assert sum(SCRIPTS in text for text in texts) == 2
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(itertools.chain.from_iterable(texts))
+
+
+def test_letters_come_back_from_their_stand_ins_until_there_are_no_more() -> None:
+    letters = Letters()
+    every = "".join(map(chr, range(0x1400, 0x1600))) + "\N{PARTY POPPER}日 plain"
+    assert letters.restored(letters.known(every)) == every
+    many = "".join(map(chr, range(0x4E00, 0x6000)))
+    drawn = letters.known(many)
+    assert drawn.endswith("\N{REPLACEMENT CHARACTER}")
+    assert letters.restored(drawn)[0] == many[0]
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(reading: Reading) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from uws_store.report.gather import BasisView, FamilyView, ModelView
+from uws_store.report.letters import FONT, Letters
 from uws_store.report.text import printable
 
 __all__ = ["PLOTS", "draw"]
@@ -32,6 +33,7 @@ _ROLES = (
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
+    "font.sans-serif": [FONT],
     "font.size": 11,
     "text.parse_math": False,
     "text.color": _INK,
@@ -59,13 +61,14 @@ def draw(view: FamilyView, name: str) -> str | None:
     str or None
         An ``<svg>`` element; None when the family has nothing to draw there.
     """
+    letters = Letters()
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure = PLOTS[name](view)
+        figure = PLOTS[name](view, letters)
         if figure is None:
             return None
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(stream.getvalue(), name)
+    return _inline(letters.restored(stream.getvalue()), name)
 
 
 def _inline(text: str, name: str) -> str:
@@ -89,7 +92,7 @@ def _figure(width: float = 7.0, height: float = 3.4) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
-def _bytes(view: FamilyView) -> Figure | None:
+def _bytes(view: FamilyView, _letters: Letters) -> Figure | None:
     if not view.models:
         return None
     figure, axes = _figure(height=2.2)
@@ -107,7 +110,7 @@ def _bytes(view: FamilyView) -> Figure | None:
     return figure
 
 
-def _rate(view: FamilyView) -> Figure | None:
+def _rate(view: FamilyView, _letters: Letters) -> Figure | None:
     if not view.models:
         return None
     figure, axes = _figure()
@@ -133,7 +136,7 @@ def _reported(model: ModelView) -> Any:  # noqa: ANN401 - a score or None
     return scores[0] if scores else None
 
 
-def _scores(view: FamilyView) -> Figure | None:
+def _scores(view: FamilyView, letters: Letters) -> Figure | None:
     scored = [(model, score) for model in view.models if (score := _reported(model)) is not None]
     if not scored:
         return None
@@ -146,13 +149,14 @@ def _scores(view: FamilyView) -> Figure | None:
         if score.interval is not None:
             axes.plot(score.interval, [place, place], color=BLUE, linewidth=2, alpha=0.5)
         axes.plot(score.drop, place, "o", color=ORANGE if score.significant else BLUE, markersize=5)
-    axes.set_yticks(places, [_short(model.task) for model, _ in shown])
+    axes.set_yticks(places, [letters.known(_short(model.task)) for model, _ in shown])
     axes.set_ylim(-0.7, len(shown) - 0.3)
-    axes.set_xlabel(f"drop of {printable(shown[0][1].metric)}, with its 95 % interval; to the right is worse")
+    metric = letters.known(printable(shown[0][1].metric))
+    axes.set_xlabel(f"drop of {metric}, with its 95 % interval; to the right is worse")
     return figure
 
 
-def _spectrum(view: FamilyView) -> Figure | None:
+def _spectrum(view: FamilyView, _letters: Letters) -> Figure | None:
     basis = view.bases[-1] if view.bases else None
     if basis is None or (basis.left is None and basis.right is None):
         return None
@@ -180,7 +184,7 @@ def _modes(basis: BasisView) -> list[tuple[Any, str, str]]:
     return [(spectrum, label, colour) for spectrum, label, colour in both if spectrum is not None]
 
 
-def _errors(view: FamilyView) -> Figure | None:
+def _errors(view: FamilyView, letters: Letters) -> Figure | None:
     names = list(dict.fromkeys(name for model in view.models for name, _ in model.errors))
     if not names:
         return None
@@ -189,12 +193,14 @@ def _errors(view: FamilyView) -> Figure | None:
     for column, model in enumerate(view.models):
         for name, error in model.errors:
             table[rows[name], column] = error
-    figure, axes = _figure(height=min(9.0, max(2.4, 0.13 * len(names) + 1.2)))
+    figure, axes = _figure(height=min(9.0, max(3.0, 0.13 * len(names) + 1.2)))
     image = axes.imshow(table, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0.0)
     every = max(1, round(len(names) / _MOST_NAMES))
-    axes.set_yticks(range(0, len(names), every), [_short(name) for name in names[::every]], fontsize=7)
+    axes.set_yticks(
+        range(0, len(names), every), [letters.known(_short(name)) for name in names[::every]], fontsize=7
+    )
     if len(view.models) <= _MOST_NAMES:
-        labels = [_short(model.task) for model in view.models]
+        labels = [letters.known(_short(model.task)) for model in view.models]
         axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
     else:
         axes.set_xlabel("models, by task")
@@ -203,7 +209,7 @@ def _errors(view: FamilyView) -> Figure | None:
     return figure
 
 
-def _growth(view: FamilyView) -> Figure | None:
+def _growth(view: FamilyView, _letters: Letters) -> Figure | None:
     if not view.models:
         return None
     order = sorted(view.models, key=lambda model: (model.commit, model.task))
@@ -234,7 +240,7 @@ def _growth(view: FamilyView) -> Figure | None:
     lower.set_ylim(bottom=0)
     lower.set_ylabel("bits per parameter")
     lower.set_xlabel("models in the order they were published")
-    lower.legend()
+    lower.legend(loc="lower right")
     return figure
 
 
@@ -247,7 +253,7 @@ def _short(name: str) -> str:
     )
 
 
-PLOTS: dict[str, Callable[[FamilyView], Figure | None]] = {
+PLOTS: dict[str, Callable[[FamilyView, Letters], Figure | None]] = {
     "bytes": _bytes,
     "rate": _rate,
     "scores": _scores,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
 from uws_store.analysis import ZooAnalysis
+from uws_store.report.letters import FONT, Letters, with_known_letters
 from uws_store.report.text import printable
 
 __all__ = ["draw_zoo"]
@@ -25,7 +28,10 @@ def draw_zoo(analysis: ZooAnalysis, path: Path) -> None:
     OSError
         When the file cannot be written.
     """
-    with mpl.rc_context({"text.parse_math": False, "svg.fonttype": "none"}):
+    is_text = path.suffix == ".svg"
+    letters = Letters()
+    style: Any = {"text.parse_math": False, "svg.fonttype": "none", "font.sans-serif": [FONT]}
+    with mpl.rc_context(style):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         kinship, modes = figure.subplots(1, 2)
         # Models of one base beside each other.
@@ -39,7 +45,8 @@ def draw_zoo(analysis: ZooAnalysis, path: Path) -> None:
             interpolation="nearest",
         )
         if len(order) <= _MOST_NAMES:
-            names = [printable(analysis.tasks[place]) for place in order]
+            spelled = letters.known if is_text else with_known_letters
+            names = [spelled(printable(analysis.tasks[place])) for place in order]
             kinship.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
             kinship.set_yticks(range(len(names)), names, fontsize=6)
         kinship.set_title(f"cosine between models: {analysis.kind}")
@@ -60,4 +67,9 @@ def draw_zoo(analysis: ZooAnalysis, path: Path) -> None:
         modes.set_ylim(0, 105)
         modes.legend(frameon=False)
         modes.set_title(f"mean-only error {analysis.mean_error:.3g}")
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        if not is_text:
+            figure.savefig(path)
+            return
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    path.write_text(letters.restored(stream.getvalue()), encoding="utf-8")

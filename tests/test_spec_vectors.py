@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import forging
+import frozen
 import make_vectors
 import pytest
 import torch
@@ -165,13 +167,13 @@ def test_the_tool_writes_the_same_bytes_twice_and_both_readers_agree_on_them(tmp
 @pytest.mark.parametrize(("core_chunk", "array_chunk"), [(1, 7), (17, 1), (4096, 50)])
 def test_any_chunks_are_read(core_chunk: int, array_chunk: int, tmp_path: Path) -> None:
     """Chunks of one element make many shards' worth of entries, and the last chunk of an array is seldom full."""
-    forge = make_vectors.Forge(LocalStorage(tmp_path, create=True))
-    source = (*make_vectors.ROWS[1:3], *make_vectors.ROWS[4:9], *make_vectors.ROWS[13:17])
+    forge = frozen.Forge(LocalStorage(tmp_path, create=True))
+    source = (*forging.ROWS[1:3], *forging.ROWS[4:9], *forging.ROWS[13:17])
     rows = [replace(row, group=0) for row in source]
-    forged = make_vectors.forge_basis(rows, seed=3, core_chunk=core_chunk, array_chunk=array_chunk)
+    forged = forging.forge_basis(rows, seed=3, core_chunk=core_chunk, array_chunk=array_chunk)
     action, basis = forge.basis(forged, revision=1)
-    tensors = make_vectors.forge_checkpoint(rows, forged, seed=4)
-    model = make_vectors.encode(basis, tensors, exact=True)
+    tensors = forging.forge_checkpoint(rows, forged, seed=4)
+    model = forging.encode(basis, tensors, exact=True)
     forge.commit([_family(basis), action, forge.model("exact", model)])
     for tier in get_args(Tier):
         mine, other = ours(tmp_path, "exact", tier=tier), theirs(tmp_path, "exact", tier=tier)
@@ -182,11 +184,11 @@ def test_any_chunks_are_read(core_chunk: int, array_chunk: int, tmp_path: Path) 
 def test_arrays_of_several_shards_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """5,001 private bytes in chunks of one: a second shard, most of whose entries are empty."""
     monkeypatch.setattr(layout, "PRIVATE_CHUNK", 1)
-    forge = make_vectors.Forge(LocalStorage(tmp_path, create=True))
-    rows = (*make_vectors.ROWS[6:8], make_vectors.Row("counts", (5001,), "U8", "private"))
-    forged = make_vectors.forge_basis(rows, seed=5)
+    forge = frozen.Forge(LocalStorage(tmp_path, create=True))
+    rows = (*forging.ROWS[6:8], forging.Row("counts", (5001,), "U8", "private"))
+    forged = forging.forge_basis(rows, seed=5)
     action, basis = forge.basis(forged, revision=1)
-    model = make_vectors.encode(basis, make_vectors.forge_checkpoint(rows, forged, seed=6), exact=False)
+    model = forging.encode(basis, forging.forge_checkpoint(rows, forged, seed=6), exact=False)
     forge.commit([_family(basis), action, forge.model("exact", model)])
     assert model.document.private_bytes is not None
     assert len(model.document.private_bytes.shards) == 2

@@ -6,22 +6,20 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from make_vectors import Forge, expectations, put_objects, to_text
+from frozen import FAMILY, Forge, new_folder, put_objects, write_registry
 
 from uws_store import layout
 from uws_store.builder import Fidelity, Members, build_basis, encode_model
 from uws_store.checkpoint import scan_zoo, write_safetensors
 from uws_store.metadata.log import BasisAction, FamilyAction
-from uws_store.storage import LocalStorage, open_storage
+from uws_store.storage import Storage
 
-FAMILY = "vectors"
 CONFIG = '{"base_model_name_or_path": "org/base", "lora_alpha": 8, "peft_type": "LORA", "r": %d}'
 SHAPES = {"attention": (12, 9), "conv": (6, 8), "embedding": (5, 7)}
 
@@ -55,9 +53,8 @@ def forge_zoo(folder: Path) -> None:
         (member / "adapter_config.json").write_text(CONFIG % rank, encoding="utf-8")
 
 
-def make(folder: Path) -> None:
-    """Write the vectors into a folder."""
-    storage = LocalStorage(folder / "registry", create=True)
+def forge_adapters(storage: Storage) -> None:
+    """Write the registry."""
     forge = Forge(storage)
     with tempfile.TemporaryDirectory() as zoo:
         forge_zoo(Path(zoo))
@@ -80,20 +77,14 @@ def make(folder: Path) -> None:
                     ),
                 ]
             )
-    expected = expectations(open_storage(str(folder / "registry")))
-    (folder / "expected.json").write_text(to_text(expected) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Make the vectors."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help="where to write; must not exist")
-    folder: Path = parser.parse_args(arguments).folder
-    if folder.exists():
-        print(f"make_adapter_vectors: {folder} exists; vectors are never overwritten", file=sys.stderr)
+    folder = new_folder("make_adapter_vectors", __doc__, arguments)
+    if folder is None:
         return 2
-    folder.mkdir(parents=True)
-    make(folder)
+    write_registry(folder, forge_adapters)
     return 0
 
 

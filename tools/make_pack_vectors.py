@@ -6,22 +6,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
-from make_vectors import (
-    FAMILY,
-    ROWS,
-    Forge,
-    encode,
-    expectations,
-    forge_basis,
-    forge_checkpoint,
-    to_text,
-)
+from forging import ROWS, encode, forge_basis, forge_checkpoint
+from frozen import FAMILY, Forge, new_folder, tell_size, write_registry
 
 from uws_store import layout
 from uws_store.builder import EncodedModel
@@ -29,7 +19,7 @@ from uws_store.metadata.log import AliasAction, BasisAction, FamilyAction, Model
 from uws_store.packs import make_pack, model_objects
 from uws_store.registry import Registry
 from uws_store.registry.snapshot import write_snapshots
-from uws_store.storage import LocalStorage, Storage
+from uws_store.storage import Storage
 
 
 def _packed(
@@ -97,25 +87,13 @@ def forge_packs(storage: Storage) -> None:
     )
 
 
-def make(folder: Path) -> None:
-    """Write the vectors into a folder."""
-    storage = LocalStorage(folder / "registry", create=True)
-    forge_packs(storage)
-    (folder / "expected.json").write_text(to_text(expectations(storage)) + "\n", encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Make the vectors and tell their size."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help="where to write; must not exist")
-    folder: Path = parser.parse_args(arguments).folder
-    if folder.exists():
-        print(f"make_pack_vectors: {folder} exists; vectors are never overwritten", file=sys.stderr)
+    folder = new_folder("make_pack_vectors", __doc__, arguments)
+    if folder is None:
         return 2
-    folder.mkdir(parents=True)
-    make(folder)
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    print(f"make_pack_vectors: {len(sizes)} files, {sum(sizes)} bytes in {folder}")
+    write_registry(folder, forge_packs)
+    tell_size("make_pack_vectors", folder)
     return 0
 
 

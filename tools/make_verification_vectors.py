@@ -7,22 +7,18 @@ As the other vectors, those under ``spec/vectors/v1/verified`` were made once. N
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
+
+from forging import TOOL
+from frozen import ForgedLog, digest_for, named_family, named_model, new_folder, write_expected
 
 from uws_store import layout
 from uws_store.metadata.log import (
     Action,
-    BasisAction,
-    Commit,
     DeleteAction,
-    FamilyAction,
-    ModelAction,
-    RegistryDocument,
     VerificationAction,
 )
 from uws_store.metadata.verification import (
@@ -34,38 +30,10 @@ from uws_store.metadata.verification import (
     VerifiedModel,
 )
 from uws_store.registry import Registry
-from uws_store.registry.fold import Draft
-from uws_store.registry.log import head_hint
-from uws_store.registry.reading import View, after
-from uws_store.registry.snapshot import write_snapshots
 from uws_store.storage import LocalStorage, Storage
 
-TOOL = "uws-store vectors"
 REGISTRY_ID = "0f1e2d3c4b5a6978" * 2
-CHECKPOINT = 4
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _model(family: str, task: str, version: int) -> Action:
-    return ModelAction(
-        family=family,
-        task=task,
-        version=version,
-        basis_revision=1,
-        digest=_digest(f"{family} {task} {version}"),
-        size_bytes=100 + version,
-        exact=True,
-    )
-
-
-def _family(name: str) -> list[Action]:
-    return [
-        FamilyAction(family=name, architecture=_digest(f"{name} architecture")),
-        BasisAction(family=name, revision=1, digest=_digest(f"{name} 1"), size_bytes=1000),
-    ]
+CHECKPOINTS = (4, 5)
 
 
 def whole(family: str, commit: int) -> VerificationDocument:
@@ -82,7 +50,7 @@ def whole(family: str, commit: int) -> VerificationDocument:
         registry=REGISTRY_ID,
         family=family,
         commit=commit,
-        commit_sha256=_digest(f"commit {commit}"),
+        commit_sha256=digest_for(f"commit {commit}"),
         time=f"2025-01-01T00:01:{commit:02d}Z",
         tool=TOOL,
         signed_off_by="Žofie 🙂 <zofie@example.org>",
@@ -93,7 +61,7 @@ def whole(family: str, commit: int) -> VerificationDocument:
             VerifiedModel(
                 task="größe 🙂",
                 version=1,
-                digest=_digest(f"{family} größe 🙂 1"),
+                digest=digest_for(f"{family} größe 🙂 1"),
                 ok=True,
                 tiers=("compact", "exact"),
                 comparison=ComparisonRecord(
@@ -102,7 +70,7 @@ def whole(family: str, commit: int) -> VerificationDocument:
                 scores=(score,),
             ),
             VerifiedModel(
-                task="one", version=1, digest=_digest(f"{family} one 1"), ok=True, tiers=("compact",)
+                task="one", version=1, digest=digest_for(f"{family} one 1"), ok=True, tiers=("compact",)
             ),
         ),
     )
@@ -117,7 +85,7 @@ def broken(family: str, commit: int) -> VerificationDocument:
         registry=REGISTRY_ID,
         family=family,
         commit=commit,
-        commit_sha256=_digest(f"commit {commit}"),
+        commit_sha256=digest_for(f"commit {commit}"),
         time=f"2025-01-01T00:02:{commit:02d}.5Z",
         tool=TOOL,
         compared=False,
@@ -127,7 +95,7 @@ def broken(family: str, commit: int) -> VerificationDocument:
             VerifiedModel(
                 task="one",
                 version=2,
-                digest=_digest(f"{family} one 2"),
+                digest=digest_for(f"{family} one 2"),
                 ok=False,
                 tiers=(),
                 problems=problems,
@@ -138,10 +106,22 @@ def broken(family: str, commit: int) -> VerificationDocument:
 
 
 def _commits() -> Iterable[tuple[list[Action], list[VerificationDocument]]]:
-    yield [*_family("alpha"), _model("alpha", "größe 🙂", 1), _model("alpha", "one", 1)], []
+    yield (
+        [
+            *named_family("alpha"),
+            named_model("alpha", "größe 🙂", 1, exact=True),
+            named_model("alpha", "one", 1, exact=True),
+        ],
+        [],
+    )
     yield [], [whole("alpha", 1)]
     yield (
-        [*_family("beta"), _model("beta", "one", 1), _model("beta", "one", 2), _model("alpha", "one", 2)],
+        [
+            *named_family("beta"),
+            named_model("beta", "one", 1, exact=True),
+            named_model("beta", "one", 2, exact=True),
+            named_model("alpha", "one", 2, exact=True),
+        ],
         [],
     )
     yield [], [broken("alpha", 3), broken("beta", 3)]
@@ -153,11 +133,8 @@ def _commits() -> Iterable[tuple[list[Action], list[VerificationDocument]]]:
 
 def write(storage: Storage) -> None:
     """Write the log and the records."""
-    document = RegistryDocument(id=REGISTRY_ID, created="2025-01-01T00:00:00Z", tool=TOOL)
-    storage.put_if_absent(layout.REGISTRY_DOCUMENT, document.to_bytes())
-    view = View()
-    for number, (actions, records) in enumerate(_commits(), 1):
-        time = f"2025-01-01T00:00:{number:02d}Z"
+    log = ForgedLog(storage, REGISTRY_ID, checkpoints=CHECKPOINTS)
+    for actions, records in _commits():
         for record in records:
             data = record.to_bytes()
             digest = hashlib.sha256(data).hexdigest()
@@ -165,22 +142,7 @@ def write(storage: Storage) -> None:
             actions.append(
                 VerificationAction(family=record.family, digest=digest, size_bytes=len(data), ok=record.ok)
             )
-        draft = Draft(view.state)
-        for action in actions:
-            draft.apply(action, commit=number, time=time)
-        commit = Commit(
-            number=number,
-            parent=view.state.sha256,
-            nonce=f"{number:032x}",
-            time=time,
-            tool=TOOL,
-            checkpoint=view.checkpoint,
-            index=write_snapshots(storage, view.state) if number in (CHECKPOINT, CHECKPOINT + 1) else None,
-            actions=tuple(actions),
-        )
-        data = commit.to_bytes()
-        view = after(view, commit, data, draft)
-        storage.put_if_absent(layout.commit_path(number), data, hints=head_hint(number, tail=view.tail))
+        log.commit(actions)
 
 
 def verifications_of(registry: Registry) -> dict[str, list[dict[str, object]]]:
@@ -196,16 +158,12 @@ def verifications_of(registry: Registry) -> dict[str, list[dict[str, object]]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Make the vectors."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help="where to write; must not exist")
-    folder: Path = parser.parse_args(arguments).folder
-    if folder.exists():
-        print(f"make_verification_vectors: {folder} exists; vectors are never overwritten", file=sys.stderr)
+    folder = new_folder("make_verification_vectors", __doc__, arguments)
+    if folder is None:
         return 2
     storage = LocalStorage(folder / "registry", create=True)
     write(storage)
-    text = json.dumps(verifications_of(Registry.over(storage)), indent=1)
-    (folder / "expected.json").write_text(text + "\n", encoding="utf-8")
+    write_expected(folder, json.dumps(verifications_of(Registry.over(storage)), indent=1))
     return 0
 
 

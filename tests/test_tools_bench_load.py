@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from remote_support import serving
 from safetensors.torch import load_file
 
 BENCH = Path(__file__).resolve().parents[1] / "tools" / "bench"
 sys.path.insert(0, str(BENCH))
 
 import forged_vit  # noqa: E402 - found only now
-import load  # noqa: E402
+import load_disk  # noqa: E402
+import load_links  # noqa: E402
 import load_report  # noqa: E402
+import load_rows  # noqa: E402
+import s3_stand_in  # noqa: E402
+import throttled_link  # noqa: E402
 
 import uws_store  # noqa: E402
 
@@ -35,7 +45,7 @@ def test_a_forged_family_loads_with_the_digests_of_the_float64_path(forged: forg
 
 def test_every_container_gives_the_same_weights(forged: forged_vit.ForgedVit, tmp_path: Path) -> None:
     plain = load_file(forged.plain)
-    ways = load.Rivals.write(forged.plain, tmp_path / "rivals").tasks()
+    ways = load_disk.Rivals.write(forged.plain, tmp_path / "rivals").tasks()
     assert len(ways) == 5
     for how, size_bytes, requests in ways.values():
         found = how()
@@ -45,26 +55,69 @@ def test_every_container_gives_the_same_weights(forged: forged_vit.ForgedVit, tm
         assert requests > 0
 
 
-def test_a_link_makes_requests_wait_and_counts_them(tmp_path: Path) -> None:
-    (tmp_path / "object").write_bytes(bytes(10_000))
-    link = load.LinkStorage(tmp_path, bits_per_s=1e6, latency_s=0.05)
-    started_s = time.perf_counter()
-    link.read("object")
-    taken_s = time.perf_counter() - started_s
-    assert taken_s >= 0.05 + 0.08
-    assert (link.requests, link.size_bytes) == (1, 10_000)
-    assert link.size("object") == 10_000
-    assert link.requests == 2
+def test_a_link_holds_requests_back_and_shares_its_bandwidth() -> None:
+    # Two connections at once: their bytes pass one bucket, and each request waits the delay.
+    size_bytes, bits_per_s, latency_s = 100_000, 8e6, 0.05
+    with _answering(bytes(size_bytes)) as port, throttled_link.throttled_link(port) as link:
+        link.set(bits_per_s=bits_per_s, latency_s=latency_s)
+        started_s = time.perf_counter()
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(lambda _: _get(link.port), range(2)))
+        taken_s = time.perf_counter() - started_s
+        passed = link.passed()
+        assert link.passed() == throttled_link.Passed(0, 0)
+    assert [len(answer) for answer in answers] == [size_bytes] * 2
+    assert taken_s >= latency_s + 2 * 8 * size_bytes / bits_per_s - 0.01
+    assert passed.requests == 2
+    assert 2 * size_bytes < passed.size_bytes < 2 * size_bytes + 2_000
+
+
+def test_every_way_over_a_link_gives_the_same_weights(forged: forged_vit.ForgedVit, tmp_path: Path) -> None:
+    pytest.importorskip("moto.server", reason="the stand-in for S3 is moto[server]")
+    plain = load_file(forged.plain)
+    rivals = load_disk.Rivals.write(forged.plain, tmp_path / "rivals")
+    with s3_stand_in.s3_stand_in() as port, throttled_link.throttled_link(port) as link:
+        load_links.fill_bucket(forged, rivals, port=port)
+        ours = load_links.Ours(link, tmp_path / "cache")
+        link.passed()
+        for how in (ours.load, *load_links.rivals_over(link).values()):
+            ours.forget()
+            found = how()
+            assert link.passed().size_bytes > 0
+            assert all(torch.equal(plain[name], tensor) for name, tensor in found.items())
+            assert found.keys() == plain.keys()
+
+
+@contextlib.contextmanager
+def _answering(body: bytes) -> Iterator[int]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with serving(Handler) as address:
+        yield int(address.rpartition(":")[2])
+
+
+def _get(port: int) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/object", timeout=30) as answer:
+        data: bytes = answer.read()
+        return data
 
 
 def test_results_are_written_whole() -> None:
     rows = [
-        load.LoadRow(
+        load_rows.LoadRow(
             "disk", "ours", seconds=0.5, size_bytes=10, requests=3, value=2.0, unit="x", goal="1", met=True
         ),
-        load.LoadRow("disk", "theirs", seconds=1.5),
+        load_rows.LoadRow("disk", "theirs", seconds=1.5),
     ]
-    text = load_report.load_markdown(rows)
+    text = load_report.load_markdown(rows, command="python tools/bench load")
     assert "| ours | 500.00 ms |  | 0.0 MB | 3 | 2.00 x | 1 | met |" in text
     document = load_report.load_document(rows)
     assert [row["what"] for row in document["rows"]] == ["ours", "theirs"]

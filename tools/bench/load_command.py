@@ -28,6 +28,11 @@ def add_load_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--folder", type=Path, help="keep the families here, and take them from here next time"
     )
+    parser.add_argument(
+        "--digits",
+        type=Path,
+        help="a folder of trained digits networks to switch between, instead of forged ones",
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
     parser.add_argument("--verbose", action="store_true", help="say on standard error what is being done")
 
@@ -40,10 +45,18 @@ def run_load(options: argparse.Namespace, console: Console) -> int:
             sys.stderr.write(f"{what}\n")
 
     with tempfile.TemporaryDirectory(prefix="uws-bench-") as name:
-        result = measure_loading(options.folder or Path(name), quick=options.quick, say=say)
+        result = measure_loading(
+            options.folder or Path(name), quick=options.quick, digits=options.digits, say=say
+        )
     show_load(result, console)
     if options.json:
         options.json.write_text(json.dumps(load_document(result), indent=1, allow_nan=False) + "\n")
     if options.markdown:
-        options.markdown.write_text(load_markdown(result))
+        options.markdown.write_text(load_markdown(result, command=_command(options)))
     return 0
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What was run, without names of folders."""
+    digits = " --digits FOLDER" if options.digits else ""
+    return "python tools/bench load" + (" --quick" if options.quick else "") + digits

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from codec_report import setting as software
-from load import LoadRow
+from load_rows import LoadRow
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +17,11 @@ __all__ = ["load_document", "load_markdown", "show_load"]
 
 _HEADS = ("", "time", "processor", "bytes", "requests", "", "goal", "")
 _NOTE = (
-    "Medians of repeats that take turns; processor time is that of all threads. Links are modelled: every request of the reader, one after the other as it "
-    "makes them, waits 20 ms and then for its bytes' share of the bandwidth, on top of reading the local file; a rival is "
-    "fetched in one request and loaded after."
+    "Medians of repeats that take turns; processor time is that of all threads of this process. Over links everything "
+    "is read through s3fs from moto, a stand-in for S3, behind a proxy on this machine that holds every request back "
+    "for 20 ms and lets bytes through as fast as the link would; both are processes of their own on the same cores, so "
+    "the fastest link is no faster than they are: its last row says how fast that is. Bytes and requests are what "
+    "passed the proxy. The basis is in memory, the model in no cache."
 )
 
 
@@ -62,9 +64,9 @@ def show_load(rows: Sequence[LoadRow], console: Console) -> None:
     console.print(_NOTE, style="dim", highlight=False)
 
 
-def load_markdown(rows: Sequence[LoadRow]) -> str:
+def load_markdown(rows: Sequence[LoadRow], *, command: str) -> str:
     """The tables as a Markdown document."""
-    parts = ["# Loading", "", "`python tools/bench load`", "", _NOTE, ""]
+    parts = ["# Loading", "", f"`{command}`", "", _NOTE, ""]
     parts += [", ".join(f"{name} {value}" for name, value in setting().items()), ""]
     for name, some in _groups(rows):
         parts += [

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from zoo_support import make_zoo, same_bits
 
 import uws_store
-from uws_store.basis import Decoder, StoredTensor, TensorBasis
+from uws_store.basis import Decoder, StoredTensor, TensorBasis, wide
 from uws_store.basis.positions import PoolPositions, TensorPositions, positions_of
 from uws_store.basis.stack import Stack, fits_float32, rounded
 from uws_store.basis.wide import WideTensor, byte_products_are_exact
@@ -118,6 +118,26 @@ def test_byte_products_give_the_canonical_bits(
 
 
 @pytest.mark.skipif(not byte_products_are_exact(), reason="this CPU's byte products saturate or are missing")
+@pytest.mark.parametrize("left", [None, (90, 90), (32, 32), (40, 33)])
+@pytest.mark.parametrize("right", [None, (200, 200), (32, 32), (64, 40)])
+@pytest.mark.parametrize("largest", [1, 300])
+def test_byte_products_give_the_same_bits_panel_by_panel(
+    monkeypatch: pytest.MonkeyPatch, left: tuple[int, int] | None, right: tuple[int, int] | None, largest: int
+) -> None:
+    monkeypatch.setattr(wide, "_PANEL", 90 * 32)
+    monkeypatch.setattr(wide, "_PANEL_STEP", 16)
+    rng = np.random.default_rng(largest)
+    tensor = _tensor(rng, matrix=(90, 200), left=left, right=right)
+    if not WideTensor.accepts(tensor):
+        assert (left, right) == (None, None)
+        return
+    core, step = _core(rng, tensor, largest), Step(200, -12)
+    found = WideTensor(tensor).predict(core, step=step, dtype=DTYPES["F32"])
+    assert found is not None
+    assert same_bits(found, _reference(tensor, core, step, DTYPES["F32"]))
+
+
+@pytest.mark.skipif(not byte_products_are_exact(), reason="this CPU's byte products saturate or are missing")
 def test_byte_products_decline_what_leaves_32_bits() -> None:
     rng = np.random.default_rng(0)
     tensor = _tensor(rng, matrix=(40, 40), left=(40, 40), right=(40, 40))
@@ -213,6 +233,26 @@ def test_positions_undo_significance_order(seed: int, tensors: int, classes: int
         found = np.empty_like(stored)
         positions.unsort(stored, found)
         assert np.array_equal(found, expected)
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1), blocks=st.integers(1, 3), classes=st.integers(1, 3))
+def test_positions_by_runs_undo_significance_order(seed: int, blocks: int, classes: int) -> None:
+    # Classes that fall within each block of a factor, as a planner writes them: the same class stands in many places.
+    rng = np.random.default_rng(seed)
+    rows, columns = (
+        np.concatenate([-np.sort(rng.integers(0, classes, 150)) for _ in range(count)]).astype(np.int16)
+        for count in (blocks, 4 - blocks)
+    )
+    positions = positions_of([(rows, columns)])
+    assert isinstance(positions, TensorPositions)
+    assert positions.runs is not None
+    order = significance_order([(rows, columns)])
+    stored = rng.integers(-9, 9, len(order)).astype(np.int16)
+    expected, found = np.empty_like(stored), np.empty_like(stored)
+    expected[order] = stored
+    positions.unsort(stored, found)
+    assert np.array_equal(found, expected)
 
 
 def test_a_tensor_alone_keeps_a_table_and_no_index() -> None:

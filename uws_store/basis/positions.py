@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,8 @@ KEPT_INDEX = 1 << 22
 _TABLE_SHARE = 2
 # Entries of an index that are made at a time: what a core's own cache holds.
 _INDEX_SLICE = 1 << 15
+# Copying a piece costs about as much as looking so many coefficients up one by one.
+_LEAST_PIECE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,64 @@ class PoolPositions:
 
 
 @dataclass(frozen=True, slots=True)
+class Runs:
+    """A tensor's rows and columns cut where the class changes: what two runs have in common is stored in one piece.
+
+    Attributes
+    ----------
+    rows : tuple of (slice, tuple of int)
+        Each run of rows, and where it begins in the stored sequence for each class of columns.
+    columns : tuple of (int, int, slice, slice)
+        Each run of columns: its class, how many columns of that class there are, which of those it is, and where it
+        stands.
+    """
+
+    rows: tuple[tuple[slice, tuple[int, ...]], ...]
+    columns: tuple[tuple[int, int, slice, slice], ...]
+
+    def unsort(self, stored: Integers, out_pq: Integers) -> None:
+        """Put the tensor's stored sequence into place."""
+        for rows, starts in self.rows:
+            height = rows.stop - rows.start
+            for index, width, inside, columns in self.columns:
+                start = starts[index]
+                piece = stored[start : start + height * width].reshape(height, width)
+                out_pq[rows, columns] = piece[:, inside]
+
+    @classmethod
+    def of(
+        cls,
+        rows_p: npt.NDArray[np.int16],
+        starts_pk: npt.NDArray[np.intp],
+        class_q: npt.NDArray[np.intp],
+        rank_q: npt.NDArray[np.intp],
+    ) -> Runs | None:
+        """Find the runs; None when they are so short that an index of all coefficients is faster."""
+        row_cuts, column_cuts = _cuts(rows_p), _cuts(class_q)
+        if (len(row_cuts) - 1) * (len(column_cuts) - 1) * _LEAST_PIECE > len(rows_p) * len(class_q):
+            return None
+        widths = np.bincount(class_q).tolist()
+        rows = tuple(
+            (slice(start, stop), tuple(starts_pk[start].tolist())) for start, stop in pairwise(row_cuts)
+        )
+        columns = tuple(
+            (
+                int(class_q[start]),
+                widths[class_q[start]],
+                slice(int(rank_q[start]), int(rank_q[start]) + stop - start),
+                slice(start, stop),
+            )
+            for start, stop in pairwise(column_cuts)
+        )
+        return cls(rows, columns)
+
+
+def _cuts(values: npt.NDArray[np.integer]) -> list[int]:
+    """Where a sequence begins, changes, and ends."""
+    return [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorPositions:
     """Positions of a group of one tensor.
 
@@ -79,11 +140,14 @@ class TensorPositions:
         int64, (q,): each column's class, as an index into the second axis of ``starts_pk``.
     rank_q : numpy.ndarray
         Machine words, (q,): a column's place among the columns of its class.
+    runs : Runs or None
+        Where neighbours are of one class, when that is mostly so.
     """
 
     starts_pk: npt.NDArray[np.intp]
     class_q: npt.NDArray[np.intp]
     rank_q: npt.NDArray[np.intp]
+    runs: Runs | None
 
     @property
     def pooled(self) -> None:
@@ -93,6 +157,9 @@ class TensorPositions:
     def unsort(self, stored: Integers, out: Integers) -> None:
         """Put the tensor's stored sequence into row-major order; as :meth:`PoolPositions.unsort`."""
         p, q = len(self.starts_pk), len(self.class_q)
+        if self.runs is not None:
+            self.runs.unsort(stored, out.reshape(p, q))
+            return
         rows = max(1, _INDEX_SLICE // q)
         index = np.empty((min(rows, p), q), np.intp)
         for start in range(0, p, rows):
@@ -139,4 +206,5 @@ def _table(rows_p: npt.NDArray[np.int16], columns_q: npt.NDArray[np.int16]) -> T
     rank_q = np.empty(len(columns_q), np.intp)
     ends = np.cumsum(counts_k)
     rank_q[order] = np.arange(len(columns_q)) - np.repeat(ends - counts_k, counts_k)
-    return TensorPositions(starts_pk.astype(np.intp), class_q.astype(np.intp), rank_q)
+    starts_pk, class_q = starts_pk.astype(np.intp), class_q.astype(np.intp)
+    return TensorPositions(starts_pk, class_q, rank_q, Runs.of(rows_p, starts_pk, class_q, rank_q))

@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +26,15 @@ from uws_store.subspace import QuantisedSide, block_extents
 
 __all__ = ["WideTensor", "byte_products_are_exact"]
 
-_DIGIT = 256.0
+_DIGIT = 256
 _SPARED = 0.9
 _LIMIT = float(1 << 30)
-_NARROW = 1 << 14
+_INT16_LIMIT = float((1 << 15) - 128)
 _INT32_LIMIT = float(1 << 31)
-_PANEL = 1 << 19
-_PANEL_STEP = 256
+_FLOAT32_LIMIT = float(1 << 24)
+# Elements that are worked on at a time: their float64 values fit a core's own cache, or nearly.
+_PANEL = 1 << 18
+_PANEL_STEP = 128
 # Sums of products of digits stay in 32 bits up to this many terms: 2^14 * 2^16 < 2^31.
 _MAX_TERMS = 1 << 16
 _LEAST_EXTENT = 32
@@ -46,20 +49,20 @@ class _Side:
     blocks: tuple[torch.Tensor, ...]
     exponents: torch.Tensor
     grid: int
-    spread: float
-    """The largest sum of absolute values over a column of a block, which bounds what a product of it sums up to."""
+    reach: float
+    """The largest sum of absolute values over a row of a block: times a peak, it bounds what a product sums up to."""
 
     @classmethod
     def of(cls, side: QuantisedSide, *, turned: bool) -> _Side:
-        blocks, entry = [], 0
+        blocks, entry, reach = [], 0, 0.0
         for start, stop in block_extents(side.size, side.block):
             rows, columns = stop - start, min(side.rank, stop - start)
             part = side.integers[entry : entry + rows * columns].reshape(rows, columns)
+            reach = max(reach, float(part.to(torch.int32).abs().sum(1).max()))
             blocks.append((part.T.contiguous() if turned else part).to(torch.int8))
             entry += rows * columns
         exponents = side.exponents.to(torch.int64)
-        spread = max(float(block.to(torch.int32).abs().sum(0).max()) for block in blocks)
-        return cls(side.size, side.block, tuple(blocks), exponents, int(exponents.max()), spread)
+        return cls(side.size, side.block, tuple(blocks), exponents, int(exponents.max()), reach)
 
     @property
     def lift(self) -> torch.Tensor:
@@ -97,7 +100,6 @@ class WideTensor:
         self.record = tensor.record
         self.matrix = tensor.record.matrix
         self._mean = tensor.mean
-        self._mean_peak = _peak(tensor.mean)
         self._left = _Side.of(tensor.left, turned=True) if tensor.left is not None else None
         self._right = _Side.of(tensor.right, turned=False) if tensor.right is not None else None
 
@@ -141,109 +143,184 @@ class WideTensor:
         assert self.record.mean_grid is not None
         assert self.record.shift is not None
         unit = math.ldexp(step.mantissa, step.exponent - self.record.shift)
-        out = torch.empty(m, n, dtype=dtype.torch)
-        lifted = None
+        mean_unit = math.ldexp(1.0, -self.record.mean_grid)
+        out_mn = torch.empty(m, n, dtype=dtype.torch)
+        lifted_pq = None
         if core_pq is not None:
-            lifted = self._lifted(core_pq)
-            if lifted is None:
+            lifted_pq = self._lifted(core_pq)
+            if lifted_pq is None:
                 return None
-        for columns in self._panels():
-            values = self._mean[:, columns].to(torch.float64).mul_(math.ldexp(1.0, -self.record.mean_grid))
-            if lifted is not None:
-                first_pw, exponent = self._first(*lifted, columns)
-                if not self._add_second(values, first_pw, unit=math.ldexp(unit, -exponent)):
-                    return None
-            out[:, columns] = rounded(values, dtype, decode="canonical")
-        return out.reshape(self.record.shape)
+        for panel in self._row_panels():
+            digits = [] if lifted_pq is None else self._core_digits(lifted_pq[panel.core_rows])
+            for columns in self._column_panels(panel.rows.stop - panel.rows.start):
+                mean_rw = self._mean[panel.rows, columns]
+                values_rw = _SCRATCH.like(mean_rw, torch.float64, "values").copy_(mean_rw).mul_(mean_unit)
+                if lifted_pq is not None:
+                    change = self._change(panel, digits, lifted_pq, columns)
+                    if change is None:
+                        return None
+                    integers_rw, exponent = change
+                    # Widened on its own: an addition of two types takes three times as long.
+                    change_rw = _SCRATCH.like(integers_rw, torch.float64, "change").copy_(integers_rw)
+                    values_rw.add_(change_rw, alpha=math.ldexp(unit, -exponent))
+                out_mn[panel.rows, columns] = rounded(values_rw, dtype, decode="canonical")
+        return out_mn.reshape(self.record.shape)
 
-    def _panels(self) -> Iterator[slice]:
-        """Columns that are made together: whole blocks of the right factor, about ``_PANEL`` elements."""
+    def _row_panels(self) -> Iterator[_RowPanel]:
+        """Rows that are made together: a block of the left factor, which needs its own rows of the core alone."""
         m, n = self.matrix
-        width = max(_PANEL // m // _PANEL_STEP, 1) * _PANEL_STEP
+        if self._left is None:
+            height = max(1, _PANEL // n)
+            for start in range(0, m, height):
+                rows = slice(start, min(start + height, m))
+                yield _RowPanel(rows, rows, None)
+            return
+        row = core_row = 0
+        for block_kr in self._left.blocks:
+            rank, height = block_kr.shape
+            yield _RowPanel(slice(row, row + height), slice(core_row, core_row + rank), block_kr)
+            row, core_row = row + height, core_row + rank
+
+    def _column_panels(self, height: int) -> Iterator[slice]:
+        """Columns that are made together: whole blocks of the right factor, about ``_PANEL`` elements."""
+        n = self.matrix[1]
+        width = max(_PANEL // height // _PANEL_STEP, 1) * _PANEL_STEP
         if self._right is not None and len(self._right.blocks) > 1:
             width = max(1, width // self._right.block) * self._right.block
         for start in range(0, n, width):
             yield slice(start, min(start + width, n))
 
-    def _lifted(self, core_pq: torch.Tensor) -> tuple[torch.Tensor, float] | None:
-        """The core with its columns on the right factor's grid, and its peak; None beyond 32 bits."""
+    def _lifted(self, core_pq: torch.Tensor) -> torch.Tensor | None:
+        """The core with its columns on the right factor's grid; None beyond 32 bits."""
         if self._right is None:
-            return core_pq, _peak(core_pq)
+            return core_pq
         lift_q = self._right.lift
         peak = _peak(core_pq) * float(lift_q.max())
         if peak >= _LIMIT:
             return None
-        narrow = torch.int8 if peak <= 127 else torch.int16 if peak < _NARROW else torch.int32
-        return core_pq.to(narrow) * lift_q.to(narrow), peak
+        narrow = torch.int8 if peak <= 127 else torch.int16 if peak < _INT16_LIMIT else torch.int32
+        lifted_pq = core_pq.to(narrow)
+        return lifted_pq if float(lift_q.max()) == 1.0 else lifted_pq * lift_q.to(narrow)
 
-    def _first(self, lifted_pq: torch.Tensor, peak: float, columns: slice) -> tuple[torch.Tensor, int]:
+    def _core_digits(self, lifted_rq: torch.Tensor) -> list[_Digit]:
+        # Few rows of a core are large.
+        return [] if self._right is None else list(_digits(lifted_rq, _peak(lifted_rq), spared_from=1))
+
+    def _change(
+        self, panel: _RowPanel, digits: Sequence[_Digit], lifted_pq: torch.Tensor, columns: slice
+    ) -> tuple[torch.Tensor, int] | None:
+        """What a panel is changed by, before the step: whole numbers, and the exponent of their unit."""
+        if self._right is None:
+            first_rw, exponent = lifted_pq[panel.core_rows, columns], 0
+        else:
+            largest = self._right.reach * sum(digit.weight * digit.peak for digit in digits)
+            if largest >= EXACT_LIMIT:
+                return None
+            first_rw, exponent = self._first(digits, columns, narrow=largest < _INT32_LIMIT)
+        if self._left is None or panel.block_kr is None:
+            return first_rw, exponent
+        whole_kw = self._on_left_grid(first_rw, self._left.lift[panel.core_rows, None])
+        if whole_kw is None:
+            return None
+        peak = _peak(whole_kw)
+        # No digit, times what it counts, is beyond this.
+        largest = self._left.reach * (2 * peak + 512)
+        if largest >= EXACT_LIMIT:
+            return None
+        total_rw = _left_product(panel.block_kr, whole_kw, peak=peak, narrow=largest < _INT32_LIMIT)
+        return total_rw, exponent + self._left.grid
+
+    def _first(self, digits: Sequence[_Digit], columns: slice, *, narrow: bool) -> tuple[torch.Tensor, int]:
         """Some columns of the rounded first product, whole numbers, and the exponent of their unit.
 
-        On a grid that is no finer than what the first product keeps there is nothing to round: it stays int32 then, as
-        long as one digit is all that the core has.
+        On a grid that is no finer than what the first product keeps there is nothing to round.
         """
-        if self._right is None:
-            return lifted_pq[:, columns].to(torch.float64, copy=True), 0
         right = self._right
-        whole = peak <= 127 and right.grid <= FRACTION_BITS
+        assert right is not None
         if len(right.blocks) == 1:
-            out_pw = _right_product(lifted_pq, right.blocks[0][columns], peak=peak, whole=whole)
+            total_rw = _right_product(digits, right.blocks[0][columns], slice(None), narrow=narrow)
         else:
-            out_pw = torch.empty(
-                len(lifted_pq),
-                columns.stop - columns.start,
-                dtype=torch.int32 if whole else torch.float64,
-            )
             rank = right.blocks[0].shape[1]
+            parts = []
             for index in range(columns.start // right.block, -(-columns.stop // right.block)):
                 block = right.blocks[index]
-                at = index * right.block - columns.start
-                values = lifted_pq[:, index * rank : index * rank + block.shape[1]]
-                out_pw[:, at : at + block.shape[0]] = _right_product(values, block, peak=peak, whole=whole)
-        if whole:
-            return out_pw, right.grid
-        return out_pw.mul_(math.ldexp(1.0, FRACTION_BITS - right.grid)).round_(), FRACTION_BITS
+                own = slice(index * rank, index * rank + block.shape[1])
+                parts.append(_right_product(digits, block, own, narrow=narrow))
+            total_rw = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        if right.grid <= FRACTION_BITS:
+            return total_rw, right.grid
+        # Integers below 2^24 are exact in float32, and so is their division by a power of two.
+        exact = torch.float32 if narrow and _peak(total_rw) < _FLOAT32_LIMIT else torch.float64
+        real_rw = _SCRATCH.like(total_rw, exact, "first").copy_(total_rw)
+        return real_rw.mul_(math.ldexp(1.0, FRACTION_BITS - right.grid)).round_(), FRACTION_BITS
 
-    def _add_second(self, values_mw: torch.Tensor, first_pw: torch.Tensor, *, unit: float) -> bool:
-        """Add the second product times the unit of the first; False when that would need more than 32 bits."""
-        if self._left is None:
-            values_mw.add_(first_pw, alpha=unit)
-            return True
-        left = self._left
-        lift_p = left.lift[:, None]
-        if first_pw.dtype == torch.int32 and _peak(first_pw) * float(lift_p.max()) < _LIMIT:
-            lifted_pw = first_pw.mul_(lift_p.to(torch.int32))
-        else:
-            lifted_pw = first_pw.to(torch.float64).mul_(lift_p)
-        peak = _peak(lifted_pw)
+    def _on_left_grid(self, first_kw: torch.Tensor, lift_k1: torch.Tensor) -> torch.Tensor | None:
+        """The first product with its rows on the left factor's grid, in 16 or 32 bits; None beyond 30."""
+        highest = float(lift_k1.max())
+        peak = _peak(first_kw) * highest
         if peak >= _LIMIT:
-            return False
-        own = math.ldexp(unit, -left.grid)
-        # Products of digits may be summed up with the mean as long as that cannot round; else on their own, first.
-        target_mw = values_mw if self._sums_are_exact(own, peak) else torch.zeros_like(values_mw)
-        scale = own if target_mw is values_mw else 1.0
-        whole_pw = lifted_pw.to(torch.int32)
-        rank = left.blocks[0].shape[0]
-        # As in `_sums_are_exact`: no digit, times what it counts, is beyond this.
-        narrow = left.spread * (2 * peak + 512) < _INT32_LIMIT
-        for index, block in enumerate(left.blocks):
-            values = whole_pw[index * rank : index * rank + block.shape[0]]
-            target = target_mw[index * left.block :][: block.shape[1]]
-            _add_left(target, block, values, peak=peak, unit=scale, narrow=narrow)
-        if target_mw is not values_mw:
-            values_mw.add_(target_mw, alpha=own)
-        return True
+            first_kw = first_kw.to(torch.float64) * lift_k1
+            peak, highest = _peak(first_kw), 1.0
+            if peak >= _LIMIT:
+                return None
+        narrow = torch.int16 if peak < _INT16_LIMIT else torch.int32
+        if highest == 1.0:
+            return first_kw.to(narrow)
+        if first_kw.is_floating_point():
+            exact = first_kw.dtype if peak < _FLOAT32_LIMIT else torch.float64
+            return first_kw.to(exact).mul_(lift_k1.to(exact)).to(narrow)
+        return first_kw.to(narrow) * lift_k1.to(narrow)
 
-    def _sums_are_exact(self, unit: float, peak: float) -> bool:
-        """Whether the mean and products of digits up to a peak, in any order, stay below 2**53 of the finer unit."""
-        assert self._left is not None
-        assert self.record.mean_grid is not None
-        grid = math.ldexp(1.0, -self.record.mean_grid)
-        # A digit is at most 128 off what it stands for, on every place.
-        largest = len(self._left.exponents) * 127.0 * (2 * peak + 512)
-        _, exponent = math.frexp(unit)
-        finest = min(math.ldexp(1.0, exponent - 8), grid)  # the step's mantissa has 8 bits
-        return (self._mean_peak * grid + largest * unit) / finest < EXACT_LIMIT
+
+@dataclass(frozen=True, slots=True)
+class _RowPanel:
+    """Rows of the tensor, the rows of the core that they need, and the block of the left factor, turned."""
+
+    rows: slice
+    core_rows: slice
+    block_kr: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Digit:
+    """A signed digit of 8 bits of some integers.
+
+    Attributes
+    ----------
+    weight : int
+        What it counts.
+    peak : float
+        The most it can be.
+    rows : torch.Tensor or None
+        Which rows have it; None for all.
+    values : torch.Tensor
+        int8, (rows x k).
+    """
+
+    weight: int
+    peak: float
+    rows: torch.Tensor | None
+    values: torch.Tensor
+
+
+class _Scratch(threading.local):
+    """A thread's buffers, used panel after panel: memory that was never used has to be given by the system first."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def like(self, other: torch.Tensor, dtype: torch.dtype, what: str) -> torch.Tensor:
+        """A buffer of another tensor's shape; its contents are whatever they are."""
+        count = other.numel()
+        if count > 2 * _PANEL:
+            return torch.empty(other.shape, dtype=dtype)
+        held = self._held.get((what, dtype))
+        if held is None or len(held) < count:
+            held = self._held[what, dtype] = torch.empty(max(count, _PANEL), dtype=dtype)
+        return held[:count].view(other.shape)
+
+
+_SCRATCH = _Scratch()
 
 
 def _peak(values: torch.Tensor) -> float:
@@ -253,9 +330,7 @@ def _peak(values: torch.Tensor) -> float:
     return max(-float(low), float(high))
 
 
-def _digits(
-    values_rk: torch.Tensor, peak: float, *, spared_from: int
-) -> Iterator[tuple[float, torch.Tensor | None, torch.Tensor]]:
+def _digits(values_rk: torch.Tensor, peak: float, *, spared_from: int) -> Iterator[_Digit]:
     """Split 32-bit integers into signed digits of 8 bits, lowest first.
 
     Parameters
@@ -263,24 +338,15 @@ def _digits(
     values_rk : torch.Tensor
         Integers, at most ``peak`` in size.
     peak : float
-        Below 2**30 for int32, 2**14 for int16, 2**7 for int8.
+        Below 2**30 for int32, 2**15 - 128 for int16, 2**7 for int8.
     spared_from : int
-        From this digit on, rows that have none are left out: few rows of a core are large.
-
-    Yields
-    ------
-    weight : float
-        What the digit counts.
-    rows : torch.Tensor or None
-        Which rows it has; None for all.
-    digit : torch.Tensor
-        int8, (rows x k).
+        From this digit on, rows that have none are left out.
     """
     rows: torch.Tensor | None = None
-    weight = 1.0
+    weight = 1
     for place in itertools.count():
         if place >= spared_from:
-            held = (values_rk != 0).any(1)
+            held = (values_rk.amax(1) > 0) | (values_rk.amin(1) < 0)
             count = int(held.sum())
             if count == 0:
                 return
@@ -288,7 +354,8 @@ def _digits(
                 index = held.nonzero().squeeze(1)
                 values_rk = values_rk[index]
                 rows = index if rows is None else rows[index]
-        yield weight, rows, values_rk.to(torch.int8)  # the lowest byte, as a signed number
+        # The lowest byte, as a signed number.
+        yield _Digit(weight, min(peak, 128.0), rows, values_rk.to(torch.int8))
         # What is left above that digit: (v - digit) / 256 is (v + 128) // 256.
         peak = (peak + 128) // _DIGIT
         if peak < 1:
@@ -298,50 +365,38 @@ def _digits(
 
 
 def _right_product(
-    values_rk: torch.Tensor, bytes_ck: torch.Tensor, *, peak: float, whole: bool
+    digits: Sequence[_Digit], bytes_ck: torch.Tensor, own: slice, *, narrow: bool
 ) -> torch.Tensor:
-    """``values @ bytes.T`` in float64: integers below 2**30 times int8; int32 where ``whole``, for a single digit."""
-    out_rc: torch.Tensor | None = None
-    for weight, rows, digit in _digits(values_rk, peak, spared_from=1):
-        product = _byte_product(digit, bytes_ck.T)
-        if whole:
-            return product
-        if out_rc is None:
-            out_rc = product.to(torch.float64)
-        elif rows is None:
-            out_rc.add_(product, alpha=weight)
+    """Sum ``digit @ bytes.T`` over digits, of which only some columns meet the block: int32 where narrow, or float64."""
+    total_rc: torch.Tensor | None = None
+    for digit in digits:
+        product = _byte_product(digit.values[:, own], bytes_ck.T)
+        product = product if narrow else product.to(torch.float64)
+        if total_rc is None:
+            total_rc = product
+        elif digit.rows is None:
+            total_rc.add_(product, alpha=digit.weight)
         else:
-            out_rc.index_add_(0, rows, product.to(torch.float64), alpha=weight)
-    assert out_rc is not None
-    return out_rc
+            total_rc.index_add_(0, digit.rows, product, alpha=digit.weight)
+    assert total_rc is not None
+    return total_rc
 
 
-def _add_left(
-    out_rc: torch.Tensor,
-    bytes_kr: torch.Tensor,
-    values_kc: torch.Tensor,
-    *,
-    peak: float,
-    unit: float,
-    narrow: bool,
-) -> None:
-    """Add ``unit * bytes.T @ values``: int8 times int32 below 2**30, into float64.
-
-    Where ``narrow``, products of all digits are put together in 32 bits first: that is where they come from, and an
-    addition there takes a tenth of one that widens.
-    """
-    total: torch.Tensor | None = None
-    for weight, rows, digit in _digits(values_kc, peak, spared_from=2):
-        product = _byte_product((bytes_kr if rows is None else bytes_kr[rows]).T, digit)
-        if not narrow:
-            out_rc.add_(product, alpha=weight * unit)
-        elif total is None:
-            total = product
+def _left_product(
+    bytes_kr: torch.Tensor, values_kc: torch.Tensor, *, peak: float, narrow: bool
+) -> torch.Tensor:
+    """``bytes.T @ values``: int8 times integers below 2**30; int32 where narrow, or float64."""
+    total_rc: torch.Tensor | None = None
+    for digit in _digits(values_kc, peak, spared_from=2):
+        block_kr = bytes_kr if digit.rows is None else bytes_kr[digit.rows]
+        product = _byte_product(block_kr.T, digit.values)
+        product = product if narrow else product.to(torch.float64)
+        if total_rc is None:
+            total_rc = product
         else:
-            total.add_(product, alpha=int(weight))
-    if total is not None:
-        # Widened on its own: an addition of two types takes three times as long.
-        out_rc.add_(total.to(torch.float64), alpha=unit)
+            total_rc.add_(product, alpha=digit.weight)
+    assert total_rc is not None
+    return total_rc
 
 
 def _byte_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

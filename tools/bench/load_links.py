@@ -28,7 +28,8 @@ from safetensors.torch import load
 from throttled_link import ThrottledLink, throttled_link
 from torch import Tensor
 
-from uws_store.api.family import Family, open_registry
+from uws_store.api import open_registry
+from uws_store.api.family import Family
 from uws_store.storage import open_storage
 
 __all__ = ["LATENCY_S", "LINKS", "Ours", "fill_bucket", "measure_links", "rivals_over"]

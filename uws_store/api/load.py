@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TypedDict, TypeVar, Unpack, overload
 
 import torch
 
@@ -20,43 +20,30 @@ __all__ = ["aload_model", "load_model"]
 M = TypeVar("M", bound=torch.nn.Module)
 
 
+class LoadOptions(TypedDict, total=False):
+    """How a model is loaded, in the signatures that :func:`load_model` does not spell out; its defaults hold."""
+
+    registry: str | Registry | None
+    revision: int | str | None
+    device: str | torch.device
+    dtype: torch.dtype | None
+    tier: Tier
+    decode: Decode
+    verify: bool
+    local_files_only: bool
+    cache_dir: str | Path | None
+    token: str | bool | None
+
+
 @overload
 def load_model(
-    family: str,
-    task: str,
-    *,
-    registry: str | Registry | None = None,
-    revision: int | str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    tier: Tier = "compact",
-    decode: Decode = "canonical",
-    into: None = None,
-    strict: bool = True,
-    verify: bool = True,
-    local_files_only: bool = False,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
+    family: str, task: str, *, into: None = None, strict: bool = True, **options: Unpack[LoadOptions]
 ) -> LazyStateDict: ...
 
 
 @overload
 def load_model(
-    family: str,
-    task: str,
-    *,
-    registry: str | Registry | None = None,
-    revision: int | str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    tier: Tier = "compact",
-    decode: Decode = "canonical",
-    into: M,
-    strict: bool = True,
-    verify: bool = True,
-    local_files_only: bool = False,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
+    family: str, task: str, *, into: M, strict: bool = True, **options: Unpack[LoadOptions]
 ) -> M: ...
 
 
@@ -149,41 +136,13 @@ def load_model(
 
 @overload
 async def aload_model(
-    family: str,
-    task: str,
-    *,
-    registry: str | Registry | None = None,
-    revision: int | str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    tier: Tier = "compact",
-    decode: Decode = "canonical",
-    into: None = None,
-    strict: bool = True,
-    verify: bool = True,
-    local_files_only: bool = False,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
+    family: str, task: str, *, into: None = None, strict: bool = True, **options: Unpack[LoadOptions]
 ) -> LazyStateDict: ...
 
 
 @overload
 async def aload_model(
-    family: str,
-    task: str,
-    *,
-    registry: str | Registry | None = None,
-    revision: int | str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    tier: Tier = "compact",
-    decode: Decode = "canonical",
-    into: M,
-    strict: bool = True,
-    verify: bool = True,
-    local_files_only: bool = False,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
+    family: str, task: str, *, into: M, strict: bool = True, **options: Unpack[LoadOptions]
 ) -> M: ...
 
 
@@ -191,23 +150,19 @@ async def aload_model(
     family: str,
     task: str,
     *,
-    registry: str | Registry | None = None,
-    revision: int | str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    tier: Tier = "compact",
-    decode: Decode = "canonical",
     into: torch.nn.Module | None = None,
     strict: bool = True,
-    verify: bool = True,
-    local_files_only: bool = False,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
+    **options: Unpack[LoadOptions],
 ) -> LazyStateDict | torch.nn.Module:
     """Load one model in a thread, for servers: as :func:`load_model`, but every tensor is made before it returns.
 
     When the task that awaits it is cancelled, no further tensor is begun, ``into`` is left as it was, and the
     cancellation goes on once the thread has stopped.
+
+    Parameters
+    ----------
+    family, task, into, strict, **options
+        As of :func:`load_model`.
 
     Returns
     -------
@@ -223,20 +178,7 @@ async def aload_model(
     filling = threading.Lock()
 
     def load() -> LazyStateDict | torch.nn.Module | None:
-        weights = load_model(
-            family,
-            task,
-            registry=registry,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            tier=tier,
-            decode=decode,
-            verify=verify,
-            local_files_only=local_files_only,
-            cache_dir=cache_dir,
-            token=token,
-        )
+        weights = load_model(family, task, **options)
         tensors = weights.materialize(stopped=stopped)
         with filling:
             if stopped.is_set():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import check_layers
 import pytest
+from read_imports import read_sources
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -19,7 +20,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 
 def places(root: Path, files: dict[str, str]) -> list[tuple[str, int]]:
-    found = check_layers.find_violations(check_layers.read_sources(tree(root, files)))
+    found = check_layers.find_violations(read_sources(tree(root, files), "uws_store"))
     return [(violation.path.removeprefix("uws_store/"), violation.line) for violation in found]
 
 

@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """Hold the floors of the package: imports go strictly downward, and each third-party package has its owner.
 
-Owns the table of floors and the table of owners. Reads source text only (standard library, nothing is imported), so
-it needs no environment: ``python3 tools/check_layers.py``. Imports inside functions and under ``TYPE_CHECKING`` count.
+Owns the table of floors and the table of owners. Reads source text only (standard library, nothing of the package is
+imported), so it needs no environment: ``python3 tools/check_layers.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from read_imports import Import, Source, read_sources
 
 PACKAGE = "uws_store"
 
@@ -128,144 +129,6 @@ class Violation:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.message}"
-
-
-@dataclass(frozen=True, slots=True)
-class Import:
-    """One imported module or name.
-
-    Attributes
-    ----------
-    dotted : str
-        Full dotted name; for ``from a import b`` it is ``a.b``.
-    line : int
-        Where.
-    """
-
-    dotted: str
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What one file imports and uses.
-
-    Attributes
-    ----------
-    path : str
-        The file, relative to the repository.
-    dotted : str
-        Its module name inside the package: ``"__init__"``, ``"store"``, ``"metadata.document"``,
-        ``"metadata.__init__"``.
-    imports : tuple of Import
-        Every absolute import.
-    relative : tuple of int
-        Lines of relative imports.
-    uses : tuple of Import
-        Every dotted name that starts at an import.
-    """
-
-    path: str
-    dotted: str
-    imports: tuple[Import, ...]
-    relative: tuple[int, ...]
-    uses: tuple[Import, ...]
-
-    @property
-    def unit(self) -> str:
-        """The file or folder directly under the package: what has a floor."""
-        return self.dotted.split(".")[0]
-
-
-@dataclass(slots=True)
-class _Collector(ast.NodeVisitor):
-    imports: list[Import] = field(default_factory=list)
-    relative: list[int] = field(default_factory=list)
-    uses: list[Import] = field(default_factory=list)
-    aliases: dict[str, str] = field(default_factory=dict)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        for name in node.names:
-            self.imports.append(Import(name.name, node.lineno))
-            self.uses.append(Import(name.name, node.lineno))
-            bound = name.name if name.asname else name.name.split(".")[0]
-            self.aliases[name.asname or bound] = bound
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        if node.level or node.module is None:
-            self.relative.append(node.lineno)
-            return
-        for name in node.names:
-            dotted = f"{node.module}.{name.name}"
-            self.imports.append(Import(dotted, node.lineno))
-            self.uses.append(Import(dotted, node.lineno))
-            self.aliases[name.asname or name.name] = dotted
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        dotted = self._dotted(node)
-        if dotted is not None:
-            self.uses.append(Import(dotted, node.lineno))
-        self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        called = self._dotted(node.func)
-        if called in {"importlib.import_module", "__import__"} and node.args:
-            first = node.args[0]
-            if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                self.imports.append(Import(first.value, node.lineno))
-        self.generic_visit(node)
-
-    def _dotted(self, node: ast.expr) -> str | None:
-        parts: list[str] = []
-        while isinstance(node, ast.Attribute):
-            parts.append(node.attr)
-            node = node.value
-        if not isinstance(node, ast.Name):
-            return None
-        start = node.id if node.id == "__import__" else self.aliases.get(node.id)
-        return None if start is None else ".".join([start, *reversed(parts)])
-
-
-def read_sources(root: Path) -> tuple[Source, ...]:
-    """Read every Python file of the package.
-
-    Parameters
-    ----------
-    root : Path
-        The repository, which holds the package's folder.
-
-    Returns
-    -------
-    tuple of Source
-        In the order of their paths.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the package has no Python file: a check of nothing must not pass.
-    SyntaxError
-        If a file is not Python.
-    """
-    paths = sorted((root / PACKAGE).rglob("*.py"))
-    if not paths:
-        raise FileNotFoundError(f"no Python file under {root / PACKAGE}")
-    return tuple(_read_source(root, path) for path in paths)
-
-
-def _read_source(root: Path, path: Path) -> Source:
-    shown = path.relative_to(root).as_posix()
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=shown)
-    collector = _Collector()
-    # Names first: a use may stand above the import that binds it, inside a function.
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            collector.visit(node)
-    collector.imports.clear()
-    collector.relative.clear()
-    collector.uses.clear()
-    collector.visit(tree)
-    dotted = ".".join(path.relative_to(root / PACKAGE).with_suffix("").parts)
-    return Source(shown, dotted, tuple(collector.imports), tuple(collector.relative), tuple(collector.uses))
 
 
 def find_violations(
@@ -392,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
     options = parser.parse_args(arguments)
     try:
-        sources = read_sources(options.root)
+        sources = read_sources(options.root, PACKAGE)
     except (FileNotFoundError, SyntaxError) as error:
         print(f"check_layers: {error}", file=sys.stderr)
         return 2

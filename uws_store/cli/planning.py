@@ -6,7 +6,7 @@ Owns the table and the sums. Decides nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from uws_store.api import plan as api_plan
 from uws_store.api import save_plan
@@ -15,6 +15,9 @@ from uws_store.cli.progress import progress
 from uws_store.metadata.plan import PlanDocument, PlannedTensor
 from uws_store.nulls import Sharing
 from uws_store.storage import parse_options
+
+if TYPE_CHECKING:
+    from uws_store.cli.options import PlanOptions
 
 __all__ = ["plan_facts", "plan_totals", "run_plan"]
 
@@ -25,7 +28,7 @@ def run_plan(
     save: str | None,
     zoo_option: tuple[str, ...],
     output: Output,
-    **options: Any,  # noqa: ANN401 - the API's
+    **options: Unpack[PlanOptions],
 ) -> None:
     """Plan a family, print the plan, and save it where that is asked for."""
     with progress(output) as report:

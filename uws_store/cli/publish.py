@@ -9,7 +9,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from rich.table import Table
 
@@ -22,6 +22,9 @@ from uws_store.cli.progress import progress
 from uws_store.config import default_registry_url
 from uws_store.registry import Registry
 from uws_store.storage import parse_options
+
+if TYPE_CHECKING:
+    from uws_store.cli.options import AddOptions, BuildOptions
 
 __all__ = ["run_add", "run_build", "run_init"]
 
@@ -48,56 +51,22 @@ def run_build(
     zoo: str,
     *,
     family: str,
-    bits: float | None,
-    rel_error: float | None,
-    change_error: float | None,
-    max_drop: float | None,
-    per_model: bool,
-    exact: bool,
-    exact_overhead: float | None,
-    expect_models: int | None,
-    base: str | None,
-    max_decode_flops_per_weight: float | None,
     plan: str | None,
-    skip_mismatched: bool,
-    rename: str | None,
     zoo_option: tuple[str, ...],
-    device: str,
-    executor: str | None,
-    workers: int | None,
-    memory: str | None,
-    restart: bool,
     output: Output,
     registry: str | None,
-    **evaluation: Any,  # noqa: ANN401 - the API's own options
+    **options: Unpack[BuildOptions],
 ) -> None:
     """Build a family and summarise it."""
-    with progress(output) as report, user_code(runs=evaluation["evaluate"] is not None):
+    with progress(output) as report, user_code(runs=options["evaluate"] is not None):
         result = api_build(
             zoo,
             family=family,
             registry=registry,
-            bits=bits,
-            rel_error=rel_error,
-            change_error=change_error,
-            max_drop=max_drop,
-            per_model=per_model,
-            exact=exact,
-            exact_overhead=exact_overhead,
-            expect_models=expect_models,
-            base=base,
-            max_decode_flops_per_weight=max_decode_flops_per_weight,
             plan=plan,
-            skip_mismatched=skip_mismatched,
-            rename=rename,
             zoo_options=parse_options(zoo_option),
-            device=device,
-            executor=executor,
-            workers=workers,
-            memory=memory,
-            restart=restart,
             progress=report,
-            **evaluation,
+            **options,
         )
     _tell_left_out(result, output)
     if result.shares in {"mean", "nothing"}:
@@ -122,29 +91,15 @@ def run_add(
     checkpoint: str,
     *,
     family: str,
-    task: str | None,
-    exact: bool,
-    exact_overhead: float | None,
-    rename: str | None,
     zoo_option: tuple[str, ...],
-    device: str,
     output: Output,
     registry: str | None,
-    **evaluation: Any,  # noqa: ANN401 - the API's own options
+    **options: Unpack[AddOptions],
 ) -> None:
     """Add a checkpoint and summarise it."""
-    with user_code(runs=evaluation["evaluate"] is not None):
+    with user_code(runs=options["evaluate"] is not None):
         result = api_add(
-            checkpoint,
-            family=family,
-            task=task,
-            exact=exact,
-            exact_overhead=exact_overhead,
-            rename=rename,
-            zoo_options=parse_options(zoo_option),
-            device=device,
-            registry=registry,
-            **evaluation,
+            checkpoint, family=family, registry=registry, zoo_options=parse_options(zoo_option), **options
         )
     model = result.model
     output.notices("of the checkpoint", model.notices)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-__all__ = ["device_option", "work_options", "zoo_option"]
+__all__ = ["device_option", "work_options", "workers_option", "zoo_option"]
 
 device_option = click.option(
     "--device",
@@ -29,6 +29,14 @@ zoo_option = click.option(
 )
 """How the checkpoints' own storage is opened."""
 
+workers_option = click.option(
+    "--workers",
+    type=int,
+    metavar="COUNT",
+    help="Pieces of work that run at once. Default: the cores at hand.",
+)
+"""How many pieces at once."""
+
 
 def work_options(body: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--executor``, ``--workers``, ``--memory`` and ``--restart``."""
@@ -39,12 +47,7 @@ def work_options(body: Callable[..., Any]) -> Callable[..., Any]:
             help="Where the work runs: threads, serial, processes, dask (a cluster on this machine) or dask://HOST:PORT. "
             "The stored bytes do not depend on it. Default: threads.",
         ),
-        click.option(
-            "--workers",
-            type=int,
-            metavar="COUNT",
-            help="Pieces of work that run at once. Default: the cores at hand.",
-        ),
+        workers_option,
         click.option(
             "--memory",
             metavar="SIZE",

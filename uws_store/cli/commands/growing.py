@@ -7,7 +7,7 @@ import click
 
 from uws_store.cli.command import Example, command, split_model
 from uws_store.cli.output import Output
-from uws_store.cli.work import device_option, zoo_option
+from uws_store.cli.work import device_option, workers_option, zoo_option
 
 __all__ = ["extend", "rebase"]
 
@@ -24,12 +24,7 @@ __all__ = ["extend", "rebase"]
 @click.option("--expect-models", type=int, metavar="COUNT", help="Models the family will have one day.")
 @zoo_option
 @device_option
-@click.option(
-    "--workers",
-    type=int,
-    metavar="COUNT",
-    help="Pieces of work that run at once. Default: the cores at hand.",
-)
+@workers_option
 @click.option(
     "--memory",
     metavar="SIZE",

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from uws_store.cli.command import Example, command
 from uws_store.cli.evaluation import evaluation_options
+from uws_store.cli.options import plan_options
 from uws_store.cli.output import Output
 from uws_store.cli.work import device_option, work_options, zoo_option
+
+if TYPE_CHECKING:
+    from uws_store.cli.options import AddOptions, BuildOptions
 
 __all__ = ["add", "build", "init"]
 
@@ -134,30 +138,13 @@ def build(
     *,
     zoo: str,
     family: str,
-    bits: float | None,
-    rel_error: float | None,
-    change_error: float | None,
-    max_drop: float | None,
-    per_model: bool,
-    exact: bool,
-    exact_overhead: float | None,
-    expect_models: int | None,
-    base: str | None,
-    max_decode_flops_per_weight: float | None,
     plan_only: bool,
     output_plan: str | None,
     plan: str | None,
-    skip_mismatched: bool,
-    rename: str | None,
     zoo_option: tuple[str, ...],
-    device: str,
-    executor: str | None,
-    workers: int | None,
-    memory: str | None,
-    restart: bool,
     output: Output,
     registry: str | None,
-    **evaluation: Any,  # noqa: ANN401 - see evaluation_options
+    **options: Unpack[BuildOptions],
 ) -> None:
     """Build a family from a zoo: one basis, and every model stored in it.
 
@@ -176,50 +163,10 @@ def build(
     if plan is not None and plan_only:
         raise click.UsageError("--plan and --plan-only exclude each other")
     if plan_only:
-        run_plan(
-            zoo,
-            save=output_plan,
-            output=output,
-            bits=bits,
-            rel_error=rel_error,
-            change_error=change_error,
-            max_drop=max_drop,
-            expect_models=expect_models,
-            max_decode_flops_per_weight=max_decode_flops_per_weight,
-            skip_mismatched=skip_mismatched,
-            rename=rename,
-            zoo_option=zoo_option,
-            device=device,
-            executor=executor,
-            workers=workers,
-            memory=memory,
-        )
+        run_plan(zoo, save=output_plan, zoo_option=zoo_option, output=output, **plan_options(options))
         return
     run_build(
-        zoo,
-        family=family,
-        bits=bits,
-        rel_error=rel_error,
-        change_error=change_error,
-        max_drop=max_drop,
-        per_model=per_model,
-        exact=exact,
-        exact_overhead=exact_overhead,
-        expect_models=expect_models,
-        base=base,
-        max_decode_flops_per_weight=max_decode_flops_per_weight,
-        plan=plan,
-        skip_mismatched=skip_mismatched,
-        rename=rename,
-        zoo_option=zoo_option,
-        device=device,
-        executor=executor,
-        workers=workers,
-        memory=memory,
-        restart=restart,
-        output=output,
-        registry=registry,
-        **evaluation,
+        zoo, family=family, plan=plan, zoo_option=zoo_option, output=output, registry=registry, **options
     )
 
 
@@ -247,15 +194,10 @@ def add(
     *,
     checkpoint: str,
     family: str,
-    task: str | None,
-    exact: bool,
-    exact_overhead: float | None,
-    rename: str | None,
     zoo_option: tuple[str, ...],
-    device: str,
     output: Output,
     registry: str | None,
-    **evaluation: Any,  # noqa: ANN401 - see evaluation_options
+    **options: Unpack[AddOptions],
 ) -> None:
     """Add a checkpoint to a family, onto its basis.
 
@@ -264,16 +206,4 @@ def add(
     """
     from uws_store.cli.publish import run_add
 
-    run_add(
-        checkpoint,
-        family=family,
-        task=task,
-        exact=exact,
-        exact_overhead=exact_overhead,
-        rename=rename,
-        zoo_option=zoo_option,
-        device=device,
-        output=output,
-        registry=registry,
-        **evaluation,
-    )
+    run_add(checkpoint, family=family, zoo_option=zoo_option, output=output, registry=registry, **options)

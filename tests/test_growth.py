@@ -48,11 +48,12 @@ def test_extend_covers_old_and_new_without_the_old_checkpoints(tmp_path: Path, r
         others / "other-task-00.safetensors", family="f", task="alien", registry=registry
     ).model
     result = extend("f", [others], registry=registry)
-    assert (result.revision, result.from_registry, result.from_compact) == (2, 7, 1)
+    # Two base models: a basis for each, r2 for what was there and r3 for the others.
+    assert (result.revision, result.from_registry, result.from_compact) == (3, 7, 1)
     assert [model.task for model in result.models] == [f"other-task-{index:02d}" for index in range(4)]
     assert max(model.compact_bytes for model in result.models) < added.compact_bytes
     family = uws_store.open_family("f", registry=registry)
-    assert family.resolve("other-task-01").basis_revision == 2
+    assert family.resolve("other-task-01").basis_revision == 3
     assert family.resolve("task-01").basis_revision == 1
     after = snapshot(Path(registry))
     changed = [path for path, data in before.items() if after.get(path) != data]
@@ -159,7 +160,7 @@ def test_the_commands_tell_what_they_did(tmp_path: Path, registry: str) -> None:
 
     assert "uws-store extend" in run("show", "f")
     told = json.loads(run("extend", "f", str(others), "--exact", "--json"))
-    assert told["revision"] == 2
+    assert told["revision"] == 3
     assert "rebase" in run("show", "f")
     assert run("rebase", "f/task-02", "-q").strip() == "f/task-02@2"
     assert "f/task-03@2" in run("rebase", "f/task-03")

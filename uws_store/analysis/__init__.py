@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from uws_store.analysis.analyze import TensorAnalysis, ZooAnalysis, analyze_members
 from uws_store.analysis.architectures import ArchitectureGroup, group_architectures
+from uws_store.analysis.bases import bases_of
 from uws_store.analysis.modes import ModeCapture
 from uws_store.analysis.relations import Relations
 
@@ -17,5 +18,6 @@ __all__ = [
     "TensorAnalysis",
     "ZooAnalysis",
     "analyze_members",
+    "bases_of",
     "group_architectures",
 ]

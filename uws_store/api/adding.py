@@ -22,6 +22,7 @@ from uws_store.api.encoding import (
     remarks_on_promise,
     sizes_of,
 )
+from uws_store.api.generation import current_bases, nearest_basis
 from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.options import read_overhead
@@ -31,7 +32,7 @@ from uws_store.basis import Basis
 from uws_store.builder import AnalysisCache, EncodedModel, Progress
 from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, task_of
 from uws_store.device import CPU
-from uws_store.errors import AlreadyExistsError, IncompatibleError, NotFoundError
+from uws_store.errors import AlreadyExistsError, IncompatibleError
 from uws_store.fidelity import EvaluationFunction, Judge, OnMiss, read_request
 from uws_store.metadata.log import Action, ModelAction
 from uws_store.names import check_task_name, collision_key
@@ -105,10 +106,9 @@ def add(
     place = usable_device(device)
     opened = open_registry(registry)
     name = check_task_name(task) if task is not None else task_of(checkpoint)
-    entry = opened.state().family(family).latest_basis
-    if entry is None:
-        raise NotFoundError(f"family {family!r} has no basis yet", kind="not-found/basis")
-    basis = Basis.open(opened.storage, layout.basis_prefix(family, entry.digest), digest=entry.digest)
+    current = current_bases(opened, opened.state().family(family))
+    # Bases that were made together were asked for the same.
+    basis = current[-1].basis
     fidelity = fidelity_of(basis)
     request = read_request(
         evaluate=evaluate,
@@ -123,6 +123,8 @@ def add(
         source = _under_names(found, Renaming.of(rename), task=name)
         require_architecture(basis, source, family)
         require_base(basis, source, family)
+        chosen = nearest_basis(current, source)
+        basis = chosen.basis
         basis.prefetch()
         judge = Judge(request, {name: source}, progress=progress) if request else None
         if judge is not None:
@@ -135,7 +137,7 @@ def add(
     def actions(state: RegistryState) -> Sequence[Action]:
         _require_spelling(state, family, name)
         version = state.next_version(family, name)
-        return [_model_action(family, name, model, version=version, revision=entry.revision)]
+        return [_model_action(family, name, model, version=version, revision=chosen.entry.revision)]
 
     with Publication(opened.storage) as publication:
         is_new = put_objects(opened.storage, prefix, model.objects)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from uws_store.registry import FamilyState, ModelEntry
@@ -41,7 +41,9 @@ class Growth:
     should_extend: bool
 
 
-def growth_of(state: FamilyState, sizes: Sequence[tuple[ModelEntry, float]]) -> Growth:
+def growth_of(
+    state: FamilyState, sizes: Sequence[tuple[ModelEntry, float]], *, current: Collection[int] = ()
+) -> Growth:
     """Compare the models of the newest revision.
 
     Parameters
@@ -50,15 +52,18 @@ def growth_of(state: FamilyState, sizes: Sequence[tuple[ModelEntry, float]]) -> 
         The family.
     sizes : sequence of (ModelEntry, float)
         Each task's newest version, with its bits per basis-coded parameter.
+    current : collection of int
+        The newest revision and those that were made with it; the newest alone when empty.
     """
     latest = state.latest_basis
     revision, commit = (latest.revision, latest.commit) if latest else (0, 0)
-    own = [bits for entry, bits in sizes if entry.basis_revision == revision and entry.commit == commit]
-    newer = [bits for entry, bits in sizes if entry.basis_revision == revision and entry.commit != commit]
+    revisions = {revision, *current}
+    own = [bits for entry, bits in sizes if entry.basis_revision in revisions and entry.commit == commit]
+    newer = [bits for entry, bits in sizes if entry.basis_revision in revisions and entry.commit != commit]
     basis_bits = sum(own) / len(own) if own else None
     newer_bits = sum(newer) / len(newer) if newer else None
     drift = newer_bits / basis_bits - 1 if newer_bits is not None and basis_bits else None
     worse = drift is not None and drift > _NOTABLE_DRIFT and len(newer) >= _ENOUGH_NEW
     many = bool(own) and len(newer) >= max(_ENOUGH_NEW, len(own))
-    older = sum(entry.basis_revision != revision for entry, _ in sizes)
+    older = sum(entry.basis_revision not in revisions for entry, _ in sizes)
     return Growth(len(own), len(newer), basis_bits, newer_bits, older, drift, worse or many)

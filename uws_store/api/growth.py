@@ -8,11 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from uws_store import layout
+from uws_store.analysis import bases_of
 from uws_store.api.adding import require_architecture
 from uws_store.api.encoding import (
     OVERHEAD_OPTION,
@@ -29,18 +31,19 @@ from uws_store.api.encoding import (
     sizes_of,
 )
 from uws_store.api.family import Family
+from uws_store.api.generation import basis_options, current_bases, nearest_basis, remarks_on_groups, share_of
 from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.results import AddResult, ExtendResult
 from uws_store.api.stored import StoredCheckpoint
-from uws_store.basis import Basis, step_of
+from uws_store.basis import step_of
 from uws_store.builder import AnalysisCache, BasisBuilder, Members, Progress, available_bytes, parse_bytes
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
 from uws_store.device import each_device
-from uws_store.errors import IncompatibleError, InvalidInputError, NotFoundError
+from uws_store.errors import IncompatibleError, InvalidInputError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.metadata.log import Action, BasisAction, ModelAction
-from uws_store.registry import BasisEntry, FamilyState, ModelEntry, Publication, Registry, RegistryState
+from uws_store.registry import FamilyState, ModelEntry, Publication, Registry, RegistryState
 
 __all__ = ["extend", "rebase"]
 
@@ -90,8 +93,8 @@ def extend(
     place = usable_device(device)
     opened = open_registry(registry)
     state = opened.state().family(family)
-    latest = _latest(state)
-    old_basis = _open_basis(opened, family, latest)
+    old = current_bases(opened, state)
+    latest, old_basis = old[-1].entry, old[-1].basis
     new = [member for zoo in zoos for member in scan_zoo(zoo, storage_options=zoo_options)]
     stored = _stored_checkpoints(opened, family, state, without={member.task for member in new})
     if not new and all(entry.commit == latest.commit for entry in _newest(state)):
@@ -117,35 +120,50 @@ def extend(
             )
         projection = members.projected_memory(exact=exact, shares_memory=True)
         pool.bound(projection.fitting_workers(spec.workers, limit))
-        planned = int(option_of(old_basis, "expect-models") or 0)
-        builder = BasisBuilder(
-            members,
-            fidelity=fidelity,
-            expect_models=max(expect_models or 0, planned),
-            options=tuple((name, value) for name, value in kept if value),
-            progress=progress,
-            workers=pool,
-            kept_bytes=projection.room_bytes(pool.width, limit),
-            device=place,
+        planned = max(
+            expect_models or 0, sum(int(option_of(held.basis, "expect-models") or 0) for held in old)
         )
         # A promise on scores was kept at a step that was searched for: without the evaluation, that step stays.
-        built = (
-            builder.at_step(step_of(old_basis.document.step))[0]
-            if fidelity.kind == "max-drop"
-            else builder.build()
-        )
+        steps = [step_of(held.basis.document.step) for held in old]
+        step = min(steps, key=lambda each: each.value) if fidelity.kind == "max-drop" else None
+        groups = bases_of(members, fidelity=fidelity)
+        parts: list[_Part] = []
+        for number, tasks in enumerate(groups, 1):
+            builder = BasisBuilder(
+                members if len(groups) == 1 else members.part(tasks),
+                fidelity=fidelity,
+                expect_models=share_of(planned, len(tasks), len(members.checkpoints)),
+                options=(
+                    *((name, value) for name, value in kept if value),
+                    *basis_options(number, len(groups)),
+                ),
+                progress=progress,
+                workers=pool,
+                kept_bytes=projection.room_bytes(pool.width, limit),
+                device=place,
+            )
+            built = builder.at_step(step)[0] if step is not None else builder.build()
+            prefix = layout.basis_prefix(family, built.basis.digest)
+            is_new = put_objects(opened.storage, prefix, built.objects)
+            publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
+            target = FamilyTarget(opened.storage, family, built.basis)
+            parts.append(_Part(target, built.size_bytes, frozenset(tasks), builder.remarks))
+            del builder, built
         members.checkpoints.drop()
-        prefix = layout.basis_prefix(family, built.basis.digest)
-        is_new = put_objects(opened.storage, prefix, built.objects)
-        publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
-        target = FamilyTarget(opened.storage, family, built.basis)
-        basis_bytes, remarks = built.size_bytes, builder.remarks
-        del builder, built
-        overhead = overhead_of(target.basis)
         devices = itertools.cycle(each_device(place))
         jobs = [
-            EncodeJob(members.checkpoints, member.task, target, fidelity, exact, overhead, next(devices))
+            EncodeJob(
+                members.checkpoints,
+                member.task,
+                part.target,
+                fidelity,
+                exact,
+                overhead_of(part.target.basis),
+                next(devices),
+            )
             for member in new
+            for part in parts
+            if member.task in part.tasks
         ]
         done: dict[int, StoredModel] = {}
         for index, model in pool.map(encode_and_store, jobs):
@@ -158,14 +176,23 @@ def extend(
         models = [done[index] for index in range(len(jobs))]
 
         def actions(now: RegistryState) -> Sequence[Action]:
-            revision = now.next_revision(family)
+            first = now.next_revision(family)
+            revision = {task: first + place for place, part in enumerate(parts) for task in part.tasks}
             return [
-                BasisAction(
-                    family=family, revision=revision, digest=target.basis.digest, size_bytes=basis_bytes
+                *(
+                    BasisAction(
+                        family=family,
+                        revision=first + place,
+                        digest=part.target.basis.digest,
+                        size_bytes=part.basis_bytes,
+                    )
+                    for place, part in enumerate(parts)
                 ),
                 *(
                     model.action(
-                        family, version=now.next_version(family, model.result.task), revision=revision
+                        family,
+                        version=now.next_version(family, model.result.task),
+                        revision=revision[model.result.task],
                     )
                     for model in models
                 ),
@@ -174,18 +201,20 @@ def extend(
         publication.settle()
         commit = opened.publish(actions)
     versions = {action.task: action.version for action in commit.actions if isinstance(action, ModelAction)}
-    revision = next(action.revision for action in commit.actions if isinstance(action, BasisAction))
-    lossy = sum(not checkpoint.is_exact for checkpoint in stored.values())
+    revision = max(action.revision for action in commit.actions if isinstance(action, BasisAction))
     return ExtendResult(
         family=family,
         registry=opened.url,
         revision=revision,
-        basis_bytes=basis_bytes,
+        basis_bytes=sum(part.basis_bytes for part in parts),
         models=tuple(model.at_version(versions[model.result.task]) for model in models),
         from_registry=len(stored),
-        from_compact=lossy,
+        from_compact=sum(not checkpoint.is_exact for checkpoint in stored.values()),
         commit=commit.number,
-        remarks=remarks,
+        remarks=(
+            *remarks_on_groups(groups),
+            *dict.fromkeys(remark for part in parts for remark in part.remarks),
+        ),
     )
 
 
@@ -222,8 +251,9 @@ def rebase(
     """
     opened = open_registry(registry)
     entry = Family(opened, family).resolve(task)
-    latest = _latest(opened.state().family(family))
-    if entry.basis_revision == latest.revision:
+    current = current_bases(opened, opened.state().family(family))
+    latest = current[-1].entry
+    if entry.basis_revision in {held.entry.revision for held in current}:
         raise InvalidInputError(
             f"{family}/{entry.task}@{entry.version} is on the newest basis, r{latest.revision}; see: uws-store extend",
             kind="invalid-input/newest-basis",
@@ -247,9 +277,10 @@ def rebase(
                 "to its error; give the checkpoint it was made from (--source)",
                 kind="incompatible/no-exact-tier",
             )
-        basis = _open_basis(opened, family, latest)
+        require_architecture(current[-1].basis, checkpoint, family)
+        chosen = nearest_basis(current, checkpoint)
+        basis = chosen.basis
         basis.prefetch()
-        require_architecture(basis, checkpoint, family)
         fidelity = fidelity_of(basis)
         encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), None, overhead_of(basis))
         encoded = encoding.encode(entry.task, checkpoint, exact=entry.exact)
@@ -259,7 +290,7 @@ def rebase(
 
     def actions(now: RegistryState) -> Sequence[Action]:
         version = now.next_version(family, entry.task)
-        return [moved.action(family, version=version, revision=latest.revision)]
+        return [moved.action(family, version=version, revision=chosen.entry.revision)]
 
     with Publication(opened.storage) as publication:
         is_new = FamilyTarget(opened.storage, family, basis).put(encoded)
@@ -275,15 +306,14 @@ def rebase(
     )
 
 
-def _latest(state: FamilyState) -> BasisEntry:
-    latest = state.latest_basis
-    if latest is None:
-        raise NotFoundError(f"family {state.name!r} has no basis yet", kind="not-found/basis")
-    return latest
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A basis that was made, and the tasks it is for."""
 
-
-def _open_basis(registry: Registry, family: str, entry: BasisEntry) -> Basis:
-    return Basis.open(registry.storage, layout.basis_prefix(family, entry.digest), digest=entry.digest)
+    target: FamilyTarget
+    basis_bytes: int
+    tasks: frozenset[str]
+    remarks: tuple[str, ...]
 
 
 def _newest(state: FamilyState) -> list[ModelEntry]:

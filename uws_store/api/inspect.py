@@ -10,6 +10,7 @@ from uws_store import layout
 from uws_store.api.adapters import AdapterSummary, summarise_adapter
 from uws_store.api.drift import Growth, growth_of
 from uws_store.api.family import open_family
+from uws_store.api.generation import made_together
 from uws_store.api.opening import open_registry
 from uws_store.api.recording import VerificationSummary, summarise_verification
 from uws_store.api.where import parse_condition, select
@@ -265,8 +266,14 @@ def show(
         )
     summary = _summary(state)
     if task is None:
+        newest = [entry for entry in entries if entry.basis_revision == summary.basis_revision][:1]
+        current = [
+            revision
+            for entry in newest
+            for revision in made_together(entry.basis_revision, opened.basis(entry.basis_digest))
+        ]
         rates = [model.bits_per_parameter for model in models]
-        growth = growth_of(state, list(zip(entries, rates, strict=True)))
+        growth = growth_of(state, list(zip(entries, rates, strict=True)), current=current)
         verification = summarise_verification(opened.registry, state)
         summary = replace(summary, growth=growth, verification=verification)
     return summary, tuple(models)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from uws_store.analysis import bases_of
 from uws_store.api.load_options import usable_device
 from uws_store.api.options import choose_fidelity, expected
 from uws_store.builder import BasisBuilder, Members, Progress, available_bytes, parse_bytes
@@ -81,7 +82,8 @@ def plan(
             kept_bytes=projection.room_bytes(pool.width, limit),
             device=usable_device(device),
         )
-        return builder.plan(builder.build())
+        groups = bases_of(members, fidelity=fidelity)
+        return builder.plan(builder.build()).model_copy(update={"bases": len(groups)})
 
 
 def read_plan(path: str | Path) -> PlanDocument:

@@ -7,58 +7,33 @@ as it was.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from uws_store import layout
+from uws_store.analysis import bases_of
 from uws_store.api.adapters import remarks_on_adapters
-from uws_store.api.encoding import (
-    OVERHEAD_OPTION,
-    EncodeJob,
-    FamilyTarget,
-    ModelEncoding,
-    StoredModel,
-    encode_and_store,
-    overhead_of,
-    put_objects,
-    sizes_of,
-)
+from uws_store.api.building import BuildRequest, BuiltPart, build_part
+from uws_store.api.generation import basis_options, remarks_on_groups, share_of
 from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.options import choose_fidelity, expected, read_overhead
 from uws_store.api.planning import read_plan
 from uws_store.api.results import BuildResult
 from uws_store.basis import step_of
-from uws_store.builder import (
-    BasisBuilder,
-    Fidelity,
-    Members,
-    Progress,
-    available_bytes,
-    parse_bytes,
-    piece_name,
-    resumed,
-)
+from uws_store.builder import Members, Progress, available_bytes, parse_bytes
 from uws_store.checkpoint import Renaming, scan_zoo
 from uws_store.config import cache_folder
-from uws_store.device import each_device
 from uws_store.errors import AlreadyExistsError, InvalidInputError
 from uws_store.executors import ExecutorSpec, Workers
-from uws_store.fidelity import (
-    EvaluationFunction,
-    Judge,
-    OnMiss,
-    read_request,
-    summarise,
-)
+from uws_store.fidelity import EvaluationFunction, OnMiss, read_request, summarise
 from uws_store.metadata.group import PLAIN_GROUP
 from uws_store.metadata.log import Action, BasisAction, FamilyAction
 from uws_store.metadata.plan import PlanDocument
 from uws_store.names import check_family_name
+from uws_store.nulls import pooled
 from uws_store.registry import Publication, Registry, RegistryState
 from uws_store.storage import Storage
 from uws_store.store import put_verified
@@ -223,72 +198,52 @@ def build(
         _require_new(opened.state(), family)
         projection = members.projected_memory(exact=exact, shares_memory=spec.shares_memory)
         pool.bound(projection.fitting_workers(spec.workers, limit))
-        judge = Judge(request, members.checkpoints, progress=progress) if request else None
-        work = members.keep_work(
-            cache_folder() / "builds",
-            options=[
-                str(fidelity),
-                str(expect_models),
-                str(exact),
-                str(asked),
-                str(max_decode_flops_per_weight),
-                place.type,
-                hashlib.sha256(decided.to_bytes()).hexdigest() if decided else "",
-                *map(str, judge.options if judge else ()),
-            ],
-            restart=restart,
-        )
-        builder = BasisBuilder(
-            members,
-            fidelity=fidelity,
-            expect_models=expect_models,
-            options=(
-                *(() if asked is None else ((OVERHEAD_OPTION, str(asked)),)),
-                *(judge.options if judge else ()),
-            ),
-            max_decode_flops_per_weight=max_decode_flops_per_weight,
-            plan=decided,
-            progress=progress,
-            workers=pool,
-            kept_bytes=projection.room_bytes(pool.width, limit),
-            device=place,
-        )
-        built = judge.family_basis(builder) if judge else builder.build()
-        if judge is not None:
-            judge.settle(built.basis)
+        groups = bases_of(members, fidelity=fidelity) if decided is None else (tuple(members.checkpoints),)
         _put_groups(opened.storage, family)
         publication = held.enter_context(Publication(opened.storage))
-        prefix = layout.basis_prefix(family, built.basis.digest)
-        is_new = put_objects(opened.storage, prefix, built.objects)
-        publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
-        members.checkpoints.drop()
-        target = FamilyTarget(opened.storage, family, built.basis)
-        basis_bytes, sharing, remarks = built.size_bytes, builder.sharing, builder.remarks
-        del builder, built  # means and samples, of no more use
-        stored: dict[str, StoredModel] = {}
-        for model in _encode_all(
-            members,
-            target,
-            fidelity,
-            judge,
-            exact=exact,
-            exact_overhead=overhead_of(target.basis),
-            pool=pool,
-            device=place,
-        ):
-            stored[model.result.task] = model
-            prefix = layout.model_prefix(family, model.digest)
-            # What an earlier run stored may be as old as garbage is.
-            resumes = members.work is not None and members.work.reused > 0
-            publication.stored(prefix, dict(model.objects), reused=resumes or not model.is_new)
-            if progress is not None:
-                taken = sum(one.result.source_bytes for one in stored.values())
-                progress("encoding", len(stored), len(members.checkpoints), taken)
+        parts: list[BuiltPart] = []
+        owns: list[Members] = []
+        for number, tasks in enumerate(groups, 1):
+            own = members if len(groups) == 1 else members.part(tasks)
+            part = build_part(
+                own,
+                BuildRequest(
+                    family=family,
+                    fidelity=fidelity,
+                    scoring=request,
+                    exact=exact,
+                    exact_overhead=asked,
+                    expect_models=share_of(expect_models, len(tasks), len(members.checkpoints)),
+                    max_decode_flops_per_weight=max_decode_flops_per_weight,
+                    plan=decided,
+                    work_folder=cache_folder() / "builds",
+                    restart=restart,
+                    progress=progress,
+                    device=place,
+                ),
+                storage=opened.storage,
+                publication=publication,
+                pool=pool,
+                kept_bytes=projection.room_bytes(pool.width, limit),
+                options=basis_options(number, len(groups)),
+            )
+            parts.append(part)
+            owns.append(own)
+        revision = {task: number for number, tasks in enumerate(groups, 1) for task in tasks}
+        stored = {task: model for part in parts for task, model in part.models.items()}
         in_order = [stored[task] for task in members.checkpoints]
         actions: list[Action] = [
             FamilyAction(family=family, architecture=members.report.digest),
-            BasisAction(family=family, revision=1, digest=target.basis.digest, size_bytes=basis_bytes),
-            *(model.action(family, version=1, revision=1) for model in in_order),
+            *(
+                BasisAction(
+                    family=family,
+                    revision=number,
+                    digest=part.target.basis.digest,
+                    size_bytes=part.basis_bytes,
+                )
+                for number, part in enumerate(parts, 1)
+            ),
+            *(model.action(family, version=1, revision=revision[model.result.task]) for model in in_order),
         ]
         results = [model.at_version(1) for model in in_order]
 
@@ -298,22 +253,34 @@ def build(
 
         publication.settle()
         commit = opened.publish(all_actions)
-        work.clear()
+        for own in owns:
+            if own.work is not None:
+                own.work.clear()
+        found = [part.sharing for part in parts if part.sharing is not None]
+        sharing = found[0] if len(found) == 1 else pooled(found)
+        outliers: dict[str, tuple[str, ...]] = {}
+        for own in owns:
+            outliers |= own.outliers
         return BuildResult(
             family=family,
             registry=opened.url,
-            basis_bytes=basis_bytes,
-            coded_parameters=target.basis.coded_parameters,
+            basis_bytes=sum(part.basis_bytes for part in parts),
+            coded_parameters=parts[0].target.basis.coded_parameters,
             models=tuple(results),
             odd_tensors=dict(members.odd),
             skipped=members.skipped,
-            outliers=dict(members.outliers),
+            outliers=outliers,
             shares=sharing.shares if sharing else None,
             sharing=str(sharing) if sharing else "",
+            groups=groups,
             commit=commit.number,
-            step=step_of(target.basis.document.step).value,
+            step=step_of(parts[0].target.basis.document.step).value,
             scores=summarise((model.task, score) for model in results for score in model.scores),
-            remarks=(*remarks_on_adapters(members), *remarks, *(judge.remarks if judge else ())),
+            remarks=(
+                *remarks_on_adapters(members),
+                *remarks_on_groups(groups),
+                *dict.fromkeys(remark for part in parts for remark in part.remarks),
+            ),
             projected_memory_bytes=projection.with_room_bytes(pool.width, limit),
         )
 
@@ -340,41 +307,3 @@ def _require_reachable(registry: Registry, spec: ExecutorSpec) -> None:
             "or a registry on disk",
             kind="invalid-input/executor",
         )
-
-
-def _encode_all(
-    members: Members,
-    target: FamilyTarget,
-    fidelity: Fidelity,
-    judge: Judge | None,
-    *,
-    exact: bool,
-    exact_overhead: float,
-    pool: Workers,
-    device: torch.device,
-) -> Iterator[StoredModel]:
-    """Encode and store every member, in any order; here and one by one where an evaluation scores them."""
-    if judge is None:
-        devices = itertools.cycle(each_device(device))
-        jobs = [
-            EncodeJob(members.checkpoints, task, target, fidelity, exact, exact_overhead, next(devices))
-            for task in members.checkpoints
-        ]
-        names = [f"model/{target.basis.digest[:16]}/{piece_name(task)}" for task in members.checkpoints]
-        for _, stored in resumed(
-            members.work,
-            pool,
-            encode_and_store,
-            jobs,
-            names=names,
-            kind=StoredModel,
-            is_valid=target.holds,
-        ):
-            yield stored
-        return
-    encoding = ModelEncoding(target.basis, fidelity, target.analyses(), judge, exact_overhead)
-    for task, checkpoint in members.checkpoints.items():
-        model = encoding.encode(task, checkpoint, exact=exact)
-        is_new = target.put(model)
-        result = encoding.result(task, model, version=1, read=checkpoint.notices)
-        yield StoredModel.of(result, model, is_new=is_new)

@@ -62,7 +62,7 @@ class BuildResult:
     family, registry : str
         Names.
     basis_bytes : int
-        All objects of the basis.
+        All objects of the basis, or of the bases.
     coded_parameters : int
         Parameters per model that go through the basis.
     models : tuple of ModelResult
@@ -77,10 +77,13 @@ class BuildResult:
         What the zoo shares beyond its nulls; None where it is too small to tell.
     sharing : str
         The same in a sentence, with the numbers.
+    groups : tuple of tuple of str
+        The tasks of each basis: one group, unless the models were tuned from several base models and a basis for each is
+        smaller.
     commit : int
         The commit that published it.
     step : float
-        The family's quantiser step.
+        The quantiser step of the first basis.
     scores : tuple of FamilyScore
         Scores averaged over the models, where an evaluation was given.
     remarks : tuple of str
@@ -99,6 +102,7 @@ class BuildResult:
     outliers: dict[str, tuple[str, ...]]
     shares: Shares | None
     sharing: str
+    groups: tuple[tuple[str, ...], ...]
     commit: int
     step: float
     scores: tuple[FamilyScore, ...]

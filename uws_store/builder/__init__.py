@@ -9,7 +9,7 @@ from uws_store.builder.encoded import EncodedModel, encode_within
 from uws_store.builder.members import Members, piece_name
 from uws_store.builder.memory import MemoryProjection, available_bytes, parse_bytes
 from uws_store.builder.progress import Progress, silent
-from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity, FidelityKind
+from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity, FidelityKind, first_step
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.surveyed import BuiltBasis
 from uws_store.builder.work import WorkFolder, resumed
@@ -33,6 +33,7 @@ __all__ = [
     "build_basis",
     "encode_model",
     "encode_within",
+    "first_step",
     "parse_bytes",
     "piece_name",
     "resumed",

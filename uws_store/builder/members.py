@@ -5,9 +5,10 @@ Owns which checkpoints take part and which tensors are other names of one anothe
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -115,6 +116,17 @@ class Members:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def part(self, tasks: Collection[str]) -> Members:
+        """Some of these members, of the same architecture, for a basis of their own; this holds their files open."""
+        found = copy.copy(self)
+        found.checkpoints = self.checkpoints.part(tasks)
+        found.side_files = common_files(found.checkpoints)
+        found.work = None
+        found._outliers = {}  # noqa: SLF001 - of this class
+        found._sha256 = dict(self._sha256)  # noqa: SLF001
+        found._stack = ExitStack()  # noqa: SLF001
+        return found
 
     def keep_work(self, parent: Path, *, options: Sequence[str], restart: bool = False) -> WorkFolder:
         """Keep finished pieces in a folder below `parent`, and go on with those of a build that was killed.

@@ -242,7 +242,7 @@ def _verdict(analysis: ZooAnalysis) -> Iterator[RenderableType]:
         "nothing": "A family will be about as large as a plain coder makes it: there is nothing to share.",
     }[shared.shares]
     if len(analysis.relations.bases) > 1 and len(analysis.relations.bases[0]) > 3:
-        advice += " The models are tuned from several bases: a family for each may be smaller."
+        advice += " The models are tuned from several bases: a build gives each a basis of its own where that is smaller."
     yield advice
 
 

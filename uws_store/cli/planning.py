@@ -35,6 +35,11 @@ def run_plan(
         plan = api_plan(zoo, zoo_options=parse_options(zoo_option), progress=report, **options)
     if save is not None:
         save_plan(plan, save)
+    if plan.bases > 1:
+        output.notice(
+            f"these models were tuned from {plan.bases} base models: a build that follows no plan gives each a basis of its "
+            "own, and is smaller than this plan for one"
+        )
     if output.as_json:
         output.document(plan.model_dump(mode="json", exclude_none=True) | {"totals": plan_totals(plan)})
     elif output.quiet:

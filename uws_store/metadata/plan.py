@@ -117,6 +117,9 @@ class PlanDocument(Document):
         Those that are coded, in the table's order.
     sharing : SharingRecord or None
         None where it could not be measured.
+    bases : int
+        Base models that the zoo was tuned from, where a basis for each is smaller: what a build makes that follows no plan.
+        The plan is for one basis all the same.
     tool : str
         Version of the package that planned.
     """
@@ -138,6 +141,7 @@ class PlanDocument(Document):
     plain_model_bytes: Amount
     tensors: Annotated[tuple[PlannedTensor, ...], Field(max_length=MAX_TENSORS)]
     sharing: SharingRecord | None = None
+    bases: Annotated[int, Field(ge=1, le=1 << 32)] = 1
     tool: Annotated[str, Field(max_length=64)]
 
     @model_validator(mode="after")

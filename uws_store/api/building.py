@@ -1,0 +1,222 @@
+"""Making one basis of a family and encoding the models that it is for: their objects are stored, and nothing is published.
+
+Owns the order for one basis; which models it is for is the caller's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from uws_store import layout
+from uws_store.api.encoding import (
+    OVERHEAD_OPTION,
+    EncodeJob,
+    FamilyTarget,
+    ModelEncoding,
+    StoredModel,
+    encode_and_store,
+    overhead_of,
+    put_objects,
+    sizes_of,
+)
+from uws_store.builder import BasisBuilder, Fidelity, Members, Progress, piece_name, resumed
+from uws_store.device import each_device
+from uws_store.executors import Workers
+from uws_store.fidelity import Judge, ScoringRequest
+from uws_store.metadata.plan import PlanDocument
+from uws_store.nulls import Sharing
+from uws_store.registry import Publication
+from uws_store.storage import Storage
+
+__all__ = ["BuildRequest", "BuiltPart", "build_part"]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What a build was asked for, in checked values.
+
+    Attributes
+    ----------
+    family : str
+        The family.
+    fidelity : Fidelity
+        How near models are to be.
+    scoring : ScoringRequest or None
+        What scores them.
+    exact : bool
+        Whether every tensor is to be bit-identical too.
+    exact_overhead : float or None
+        What was asked for.
+    expect_models : int or None
+        Models the basis is planned for.
+    max_decode_flops_per_weight : float or None
+        The most that decoding may take.
+    plan : PlanDocument or None
+        Decisions to follow.
+    work_folder : Path
+        Where finished pieces are kept.
+    restart : bool
+        Whether to begin anew.
+    progress : callable or None
+        See :data:`uws_store.builder.Progress`.
+    device : torch.device
+        Where tensors are fitted and models encoded.
+    """
+
+    family: str
+    fidelity: Fidelity
+    scoring: ScoringRequest | None
+    exact: bool
+    exact_overhead: float | None
+    expect_models: int | None
+    max_decode_flops_per_weight: float | None
+    plan: PlanDocument | None
+    work_folder: Path
+    restart: bool
+    progress: Progress | None
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPart:
+    """A basis and its models, stored and not yet published.
+
+    Attributes
+    ----------
+    target : FamilyTarget
+        The basis, open.
+    basis_bytes : int
+        Bytes of its objects.
+    sharing : Sharing or None
+        What its models share.
+    models : dict of str to StoredModel
+        By task.
+    remarks : tuple of str
+        On the device, and on all scores together.
+    """
+
+    target: FamilyTarget
+    basis_bytes: int
+    sharing: Sharing | None
+    models: dict[str, StoredModel]
+    remarks: tuple[str, ...]
+
+
+def build_part(
+    members: Members,
+    request: BuildRequest,
+    *,
+    storage: Storage,
+    publication: Publication,
+    pool: Workers,
+    kept_bytes: int,
+    options: tuple[tuple[str, str], ...] = (),
+) -> BuiltPart:
+    """Make a basis for models, and encode them.
+
+    Parameters
+    ----------
+    members : Members
+        The models.
+    request : BuildRequest
+        What was asked for.
+    storage, publication
+        Where objects go, and who protects them until they are published.
+    pool : Workers
+        Who works.
+    kept_bytes : int
+        Slices that may stay in memory.
+    options : tuple of (str, str)
+        More for the basis to remember.
+
+    Raises
+    ------
+    UwsError
+        As of :func:`uws_store.api.publish.build`. What was stored by then is named by nothing.
+    """
+    fidelity, asked, progress = request.fidelity, request.exact_overhead, request.progress
+    judge = Judge(request.scoring, members.checkpoints, progress=progress) if request.scoring else None
+    judged = judge.options if judge else ()
+    work = members.keep_work(
+        request.work_folder,
+        options=[
+            str(fidelity),
+            str(request.expect_models),
+            str(request.exact),
+            str(asked),
+            str(request.max_decode_flops_per_weight),
+            request.device.type,
+            hashlib.sha256(request.plan.to_bytes()).hexdigest() if request.plan else "",
+            *map(str, judged),
+        ],
+        restart=request.restart,
+    )
+    builder = BasisBuilder(
+        members,
+        fidelity=fidelity,
+        expect_models=request.expect_models,
+        options=(*(() if asked is None else ((OVERHEAD_OPTION, str(asked)),)), *judged, *options),
+        max_decode_flops_per_weight=request.max_decode_flops_per_weight,
+        plan=request.plan,
+        progress=progress,
+        workers=pool,
+        kept_bytes=kept_bytes,
+        device=request.device,
+    )
+    built = judge.family_basis(builder) if judge else builder.build()
+    if judge is not None:
+        judge.settle(built.basis)
+    prefix = layout.basis_prefix(request.family, built.basis.digest)
+    is_new = put_objects(storage, prefix, built.objects)
+    publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
+    members.checkpoints.drop()
+    target = FamilyTarget(storage, request.family, built.basis)
+    basis_bytes, sharing, remarks = built.size_bytes, builder.sharing, builder.remarks
+    del builder, built  # means and samples, of no more use
+    stored: dict[str, StoredModel] = {}
+    for model in _encode_all(members, target, request, judge, pool=pool):
+        stored[model.result.task] = model
+        prefix = layout.model_prefix(request.family, model.digest)
+        # What an earlier run stored may be as old as garbage is.
+        publication.stored(prefix, dict(model.objects), reused=work.reused > 0 or not model.is_new)
+        if progress is not None:
+            taken = sum(one.result.source_bytes for one in stored.values())
+            progress("encoding", len(stored), len(members.checkpoints), taken)
+    return BuiltPart(target, basis_bytes, sharing, stored, (*remarks, *(judge.remarks if judge else ())))
+
+
+def _encode_all(
+    members: Members, target: FamilyTarget, request: BuildRequest, judge: Judge | None, *, pool: Workers
+) -> Iterator[StoredModel]:
+    """Encode and store every member, in any order; here and one by one where an evaluation scores them."""
+    fidelity, exact, overhead = request.fidelity, request.exact, overhead_of(target.basis)
+    if judge is None:
+        devices = itertools.cycle(each_device(request.device))
+        jobs = [
+            EncodeJob(members.checkpoints, task, target, fidelity, exact, overhead, next(devices))
+            for task in members.checkpoints
+        ]
+        names = [f"model/{target.basis.digest[:16]}/{piece_name(task)}" for task in members.checkpoints]
+        for _, stored in resumed(
+            members.work,
+            pool,
+            encode_and_store,
+            jobs,
+            names=names,
+            kind=StoredModel,
+            is_valid=target.holds,
+        ):
+            yield stored
+        return
+    encoding = ModelEncoding(target.basis, fidelity, target.analyses(), judge, overhead)
+    for task, checkpoint in members.checkpoints.items():
+        model = encoding.encode(task, checkpoint, exact=exact)
+        is_new = target.put(model)
+        result = encoding.result(task, model, version=1, read=checkpoint.notices)
+        yield StoredModel.of(result, model, is_new=is_new)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from cli_support import make_small_zoo, run, run_well
 from hub_support import LFS_BYTES, TOKEN, Hub, hub_server
 from safetensors.torch import load_file, save_file
@@ -17,8 +18,8 @@ from storage_support import found_family, next_models
 from test_storage import StorageTests
 from zoo_support import make_zoo
 
-from uws_store import add, build, load_model, open_family
-from uws_store.api import open_registry, publish_card, push
+from uws_store import add, build, load_model, open_family, verify
+from uws_store.api import delete, diff, open_registry, publish_card, pull, push
 from uws_store.errors import InvalidInputError, StorageError
 from uws_store.registry import Registry
 from uws_store.storage import Storage, open_storage
@@ -313,22 +314,72 @@ class TestCard:
             publish_card("f", registry=source)
         assert caught.value.kind == "invalid-input/no-card"
 
-    def test_a_family_takes_three_files_for_each_model_and_few_beside(
-        self, hub: Hub, repo: str, options: dict[str, object], tmp_path: Path
+
+MANY = 80
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    folder = tmp_path_factory.mktemp("many")
+    registry = Registry.init(str(folder / "source"))
+    zoo = make_zoo(folder / "zoo", models=MANY, shapes={"a.weight": (16, 16), "head.bias": (3,)})
+    build(zoo, family="digits", registry=registry)
+    verify("digits", registry=registry, record=True)
+    return registry
+
+
+class TestManyModels:
+    """A family of 80 small models, pushed and pulled."""
+
+    def test_they_take_one_commit_and_few_files_and_come_back_the_same(
+        self, hub: Hub, repo: str, options: dict[str, object], many: Registry, tmp_path: Path
     ) -> None:
-        models = 45
-        shapes: dict[str, tuple[int, ...]] = {}
-        for block in range(4):
-            shapes |= {
-                f"blocks.{block}.{part}.weight": (16, 16) for part in ("q", "k", "v", "o", "up", "down")
-            }
-            shapes |= {f"blocks.{block}.{part}.bias": (16,) for part in ("q", "k", "v", "o", "up", "down")}
-        shapes |= {f"{name}.weight": (16,) for name in ("norm", "first", "last")}
-        shapes |= {"patch.weight": (16, 16), "patch.bias": (16,), "position": (17, 16), "token": (1, 16)}
-        assert len(shapes) == 55
-        source = Registry.init(str(tmp_path / "wide"))
-        zoo = make_zoo(tmp_path / "wide-zoo", models=models, shapes=shapes)
-        build(zoo, family="digits", registry=source)
-        push("digits", open_registry(f"hf://{repo}", create=True, storage_options=options), registry=source)
-        assert len(commits(hub, repo)) == 2
-        assert len(hub.repos[f"models/{repo}"].files) <= 3 * models + 25
+        target = open_registry(f"hf://{repo}", create=True, storage_options=options)
+        made = len(commits(hub, repo))
+        result = push("digits", target, registry=many)
+        assert result.published == MANY
+        assert len(commits(hub, repo)) == made + 1
+        files = hub.repos[f"models/{repo}"].files
+        assert len(files) < 100
+        assert len([path for path in files if "/packs/" in path]) == 1
+        assert push("digits", target, registry=many).commits == ()
+        assert len(commits(hub, repo)) == made + 1
+        back = Registry.init(str(tmp_path / "back"))
+        hub.requests.clear()
+        pull(open_registry(f"hf://{repo}", storage_options=options), "digits", registry=back)
+        assert len([request for request in hub.requests if "/packs/" in request]) == 1
+        digests = {(entry.task, entry.version): entry.digest for entry in many.state().models()}
+        assert {(entry.task, entry.version): entry.digest for entry in back.state().models()} == digests
+        assert all(entry.pack is None for entry in back.state().models())
+        objects = {path: many.storage.read(path) for path in many.storage.list("families")}
+        assert {path: back.storage.read(path) for path in back.storage.list("families")} == objects
+
+    def test_one_of_them_is_loaded_with_at_most_six_requests(
+        self, hub: Hub, repo: str, options: dict[str, object], many: Registry, tmp_path: Path
+    ) -> None:
+        push("digits", open_registry(f"hf://{repo}", create=True, storage_options=options), registry=many)
+
+        def load(task: str) -> int:
+            """Load a model as a new process would whose cache has the basis; tell how many requests it took."""
+            opened = open_registry(f"hf://{repo}", storage_options=options, cache_dir=tmp_path / "cache")
+            hub.requests.clear()
+            weights = open_family("digits", registry=opened).load(task).materialize()
+            made = [request for request in hub.requests if not request.startswith("GET /lfs/")]
+            expected = load_model("digits", task, registry=many)
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
+            return len(made)
+
+        load("task-00")
+        counts = [load(f"task-{number:02d}") for number in (1, 40, 79)]
+        assert max(counts) <= 6
+
+    def test_what_is_withdrawn_and_what_is_new_leave_the_pack_as_it_is(
+        self, hub: Hub, repo: str, options: dict[str, object], many: Registry
+    ) -> None:
+        target = open_registry(f"hf://{repo}", create=True, storage_options=options)
+        push("digits", target, registry=many)
+        packs = [path for path in hub.repos[f"models/{repo}"].files if "/packs/" in path]
+        delete("digits", "task-07@1", registry=target)
+        assert verify("digits", "task-08", registry=target).ok
+        assert diff(("digits", "task-08"), ("digits", "task-09"), registry=target).tensors
+        assert [path for path in hub.repos[f"models/{repo}"].files if "/packs/" in path] == packs

@@ -16,6 +16,7 @@ from uws_store.metadata.log import (
     DeleteAction,
     FamilyAction,
     ModelAction,
+    PackPlace,
     VerificationAction,
 )
 from uws_store.registry import (
@@ -46,12 +47,15 @@ class MovedNames:
         How many of them are new there.
     kept_aliases : list of str
         Aliases (``task@alias``) that were left as they are.
+    places : Mapping of str to PackPlace or None
+        Where each model lies in the target, by its digest.
     """
 
     actions: list[Action] = field(default_factory=list)
     versions: list[tuple[str, int, int]] = field(default_factory=list)
     published: int = 0
     kept_aliases: list[str] = field(default_factory=list)
+    places: Mapping[str, PackPlace | None] = field(default_factory=dict)
 
 
 def require_same_architecture(here: FamilyState, there: RegistryState, family: str) -> None:
@@ -77,6 +81,7 @@ def publish_names(
     here: FamilyState,
     entries: Sequence[ModelEntry],
     *,
+    places: Mapping[str, PackPlace | None],
     whole: bool,
     move_aliases: bool,
     beside: Callable[[RegistryState], Mapping[str, bytes]] | None,
@@ -91,6 +96,8 @@ def publish_names(
         The family in the source.
     entries : sequence of ModelEntry
         The versions that were moved.
+    places : Mapping of str to PackPlace or None
+        Where each model lies in the target, by its digest; None for a folder.
     whole : bool
         Whether these are all: aliases and records of verifications go along.
     move_aliases : bool
@@ -112,7 +119,8 @@ def publish_names(
 
         def actions(state: RegistryState, made: list[MovedNames] = made) -> Sequence[Action]:
             require_same_architecture(here, state, here.name)
-            made.append(_translate(here, entries, state, aliases=whole, move_aliases=move_aliases))
+            made.append(MovedNames(places=places))
+            _translate(made[-1], here, entries, state, aliases=whole, move_aliases=move_aliases)
             if whole:
                 made[-1].actions += [
                     VerificationAction(
@@ -142,15 +150,15 @@ def _task_of(action: Action) -> str | None:
 
 
 def _translate(
+    names: MovedNames,
     here: FamilyState,
     entries: Sequence[ModelEntry],
     state: RegistryState,
     *,
     aliases: bool,
     move_aliases: bool,
-) -> MovedNames:
+) -> None:
     """Say in the target's numbers what the source's names say."""
-    names = MovedNames()
     there = state.families.get(here.name)
     revisions = {basis.digest: revision for revision, basis in there.bases.items()} if there else {}
     if there is None:
@@ -174,7 +182,6 @@ def _translate(
         numbers = _versions(names, wanted, held, revisions)
         if aliases:
             _aliases(names, here.tasks[task], held, numbers, move=move_aliases)
-    return names
 
 
 def _added(names: MovedNames) -> int:
@@ -204,6 +211,7 @@ def _versions(
                         digest=entry.digest,
                         size_bytes=entry.size_bytes,
                         exact=entry.exact,
+                        pack=names.places[entry.digest],
                     )
                 )
             names.actions += [

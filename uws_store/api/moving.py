@@ -11,7 +11,7 @@ from uws_store.api.cache import at_source
 from uws_store.api.moved_names import newer_records, publish_names, require_same_architecture
 from uws_store.api.opening import open_registry
 from uws_store.api.showing import card_beside
-from uws_store.api.transfer import Transfer, reached_folders
+from uws_store.api.transfer import Held, Transfer
 from uws_store.builder import Progress
 from uws_store.errors import InvalidInputError
 from uws_store.registry import (
@@ -22,6 +22,7 @@ from uws_store.registry import (
     RegistryState,
     split_task,
 )
+from uws_store.storage.hugging import HubStorage
 
 __all__ = ["MoveResult", "mirror", "pull", "push"]
 
@@ -63,6 +64,7 @@ def push(
     task: str | None = None,
     *,
     registry: str | Registry | None = None,
+    pack: bool | None = None,
     progress: Progress | None = None,
 ) -> MoveResult:
     """Bring a family, or one task or version of it, to another registry.
@@ -84,6 +86,9 @@ def push(
         One task, or one version of it as ``task@3`` or ``task@prod``; the whole family when absent.
     registry : str or Registry, optional
         Where from: URL or path; by default ``UWS_STORE_REGISTRY``, else the user's data folder.
+    pack : bool, optional
+        Put models that are new there and small into packs: many in one object, which is how a family of small models
+        takes few files and few requests. Zarr libraries do not open models in packs. By default only on the Hub.
     progress : callable, optional
         Called with a phase's name, what is done and what there is to do, in objects.
 
@@ -98,9 +103,8 @@ def push(
     StorageError
         A storage fails. The target's names are as they were.
     """
-    return _move(
-        open_registry(registry), at_source(open_registry(url, create=True)), family, task, progress=progress
-    )
+    source, target = open_registry(registry), at_source(open_registry(url, create=True))
+    return _move(source, target, family, task, pack=pack, progress=progress)
 
 
 def pull(
@@ -109,6 +113,7 @@ def pull(
     task: str | None = None,
     *,
     registry: str | Registry | None = None,
+    pack: bool | None = None,
     progress: Progress | None = None,
 ) -> MoveResult:
     """Bring a family, or one task or version of it, from another registry; see :func:`push`.
@@ -121,16 +126,19 @@ def pull(
         See :func:`push`.
     registry : str or Registry, optional
         Where to; made when it does not exist.
-    progress : callable, optional
+    pack, progress
         See :func:`push`.
     """
-    return _move(
-        open_registry(url), at_source(open_registry(registry, create=True)), family, task, progress=progress
-    )
+    source, target = open_registry(url), at_source(open_registry(registry, create=True))
+    return _move(source, target, family, task, pack=pack, progress=progress)
 
 
 def mirror(
-    url: str | Registry, *, registry: str | Registry | None = None, progress: Progress | None = None
+    url: str | Registry,
+    *,
+    registry: str | Registry | None = None,
+    pack: bool | None = None,
+    progress: Progress | None = None,
 ) -> tuple[MoveResult, ...]:
     """Bring every family to another registry, and let aliases stand there for what they stand for here.
 
@@ -140,12 +148,12 @@ def mirror(
     ----------
     url : str or Registry
         Where to; made when it does not exist.
-    registry, progress
+    registry, pack, progress
         See :func:`push`.
     """
     source, target = open_registry(registry), at_source(open_registry(url, create=True))
     return tuple(
-        _move(source, target, name, None, move_aliases=True, progress=progress)
+        _move(source, target, name, None, pack=pack, move_aliases=True, progress=progress)
         for name in sorted(source.state().families)
     )
 
@@ -156,6 +164,7 @@ def _move(
     family: str,
     task: str | None,
     *,
+    pack: bool | None,
     move_aliases: bool = False,
     progress: Progress | None,
 ) -> MoveResult:
@@ -169,9 +178,15 @@ def _move(
     entries = _wanted(state, here, task)
     require_same_architecture(here, target.state(), family)
     with Publication(target.storage) as publication:
-        reached = reached_folders(target.state(), family)
-        transfer = Transfer(source.storage, target.storage, publication, reached=reached)
-        transfer.family(here, entries, whole=family not in target.state().families, progress=progress)
+        there = target.state()
+        transfer = Transfer(source, target.storage, publication, held=Held.of(there, family))
+        transfer.family(
+            here,
+            entries,
+            whole=family not in there.families,
+            packed=isinstance(target.storage, HubStorage) if pack is None else pack,
+            progress=progress,
+        )
         if task is None:
             transfer.verifications(family, newer_records(here, target.state()))
         publication.settle()
@@ -179,6 +194,7 @@ def _move(
             target,
             here,
             entries,
+            places=transfer.places,
             whole=task is None,
             move_aliases=move_aliases,
             beside=card_beside(family, source, target),

@@ -11,7 +11,7 @@ from uws_store.api.cache import at_source
 from uws_store.api.card import card, is_ours
 from uws_store.api.opening import open_registry
 from uws_store.errors import AlreadyExistsError, InvalidInputError, UwsError
-from uws_store.registry import Registry, RegistryState
+from uws_store.registry import ModelEntry, Registry, RegistryState
 from uws_store.storage import Storage
 from uws_store.storage.hugging import HubStorage
 from uws_store.storage.probing import LookFirstStorage
@@ -111,11 +111,21 @@ class _Ahead(Registry):
     def __init__(self, source: Registry, target: Registry, state: RegistryState) -> None:
         super().__init__(_Nearer(source.storage, target.storage), target.document)
         self._ahead = state
+        self._source = source
+        self._near: dict[str, ModelEntry] | None = None
 
     def state(self, *, refresh: bool = True) -> RegistryState:
         """See :meth:`Registry.state`."""
         del refresh
         return self._ahead
+
+    def storage_of(self, entry: ModelEntry) -> Storage:
+        """See :meth:`Registry.storage_of`; of the source where it has the model too."""
+        if self._near is None:
+            family = self._source.state(refresh=False).families.get(entry.family)
+            self._near = {held.digest: held for held in family.models()} if family else {}
+        held = self._near.get(entry.digest)
+        return super().storage_of(entry) if held is None else self._source.storage_of(held)
 
 
 class _Nearer(LookFirstStorage):

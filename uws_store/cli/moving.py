@@ -11,24 +11,28 @@ from uws_store.cli.progress import progress
 __all__ = ["run_mirror", "run_pull", "run_push"]
 
 
-def run_push(family: str, task: str | None, url: str, *, output: Output, registry: str | None) -> None:
+def run_push(
+    family: str, task: str | None, url: str, *, output: Output, registry: str | None, pack: bool | None
+) -> None:
     """Bring a family to another registry."""
     with progress(output) as report:
-        result = push(family, url, task, registry=registry, progress=report)
+        result = push(family, url, task, registry=registry, pack=pack, progress=report)
     _tell([result], output=output)
 
 
-def run_pull(url: str, family: str, task: str | None, *, output: Output, registry: str | None) -> None:
+def run_pull(
+    url: str, family: str, task: str | None, *, output: Output, registry: str | None, pack: bool | None
+) -> None:
     """Bring a family from another registry."""
     with progress(output) as report:
-        result = pull(url, family, task, registry=registry, progress=report)
+        result = pull(url, family, task, registry=registry, pack=pack, progress=report)
     _tell([result], output=output)
 
 
-def run_mirror(url: str, *, output: Output, registry: str | None) -> None:
+def run_mirror(url: str, *, output: Output, registry: str | None, pack: bool | None) -> None:
     """Bring every family to another registry."""
     with progress(output) as report:
-        results = mirror(url, registry=registry, progress=report)
+        results = mirror(url, registry=registry, pack=pack, progress=report)
     _tell(results, output=output)
 
 

@@ -158,7 +158,7 @@ def as_plain(value: object) -> object:
     Parameters
     ----------
     value : object
-        Dataclasses, mappings, sequences, paths, text and numbers, nested.
+        Dataclasses, parts of documents, mappings, sequences, paths, text and numbers, nested.
 
     Returns
     -------
@@ -167,6 +167,9 @@ def as_plain(value: object) -> object:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    dump = getattr(value, "model_dump", None)  # a part of a document; what makes these is slow to import
+    if callable(dump):
+        return as_plain(dump())
     if isinstance(value, Mapping):
         return {str(key): as_plain(held) for key, held in value.items()}
     if isinstance(value, list | tuple):

@@ -10,6 +10,13 @@ from uws_store.cli.output import Output
 
 __all__ = ["mirror", "pull", "push"]
 
+_pack = click.option(
+    "--pack/--no-pack",
+    default=None,
+    help="Put small models that are new there into few objects, or each into a folder of its own; by default only the "
+    "Hub gets packs.",
+)
+
 
 @command(
     "push",
@@ -18,7 +25,8 @@ __all__ = ["mirror", "pull", "push"]
 )
 @click.argument("name", metavar="FAMILY[/TASK]")
 @click.argument("url")
-def push(*, name: str, url: str, output: Output, registry: str | None) -> None:
+@_pack
+def push(*, name: str, url: str, pack: bool | None, output: Output, registry: str | None) -> None:
     """Bring a family, a task or a version to another registry.
 
     Only objects that are not there are transferred, and each is checked at the far end; run it again after an
@@ -28,7 +36,7 @@ def push(*, name: str, url: str, output: Output, registry: str | None) -> None:
     from uws_store.cli.moving import run_push
 
     family, task = split_model(name)
-    run_push(family, task, url, output=output, registry=registry)
+    run_push(family, task, url, output=output, registry=registry, pack=pack)
 
 
 @command(
@@ -38,7 +46,8 @@ def push(*, name: str, url: str, output: Output, registry: str | None) -> None:
 )
 @click.argument("url")
 @click.argument("name", metavar="FAMILY[/TASK]")
-def pull(*, url: str, name: str, output: Output, registry: str | None) -> None:
+@_pack
+def pull(*, url: str, name: str, pack: bool | None, output: Output, registry: str | None) -> None:
     """Bring a family, a task or a version from another registry.
 
     It is `push` the other way round: from URL to --registry.
@@ -46,7 +55,7 @@ def pull(*, url: str, name: str, output: Output, registry: str | None) -> None:
     from uws_store.cli.moving import run_pull
 
     family, task = split_model(name)
-    run_pull(url, family, task, output=output, registry=registry)
+    run_pull(url, family, task, output=output, registry=registry, pack=pack)
 
 
 @command(
@@ -54,11 +63,12 @@ def pull(*, url: str, name: str, output: Output, registry: str | None) -> None:
     Example("uws-store mirror /mnt/backup/models", "everything, again and again"),
 )
 @click.argument("url")
-def mirror(*, url: str, output: Output, registry: str | None) -> None:
+@_pack
+def mirror(*, url: str, pack: bool | None, output: Output, registry: str | None) -> None:
     """Bring every family to another registry, and its aliases to where they stand here.
 
     What URL has beside stays; nothing is withdrawn there.
     """
     from uws_store.cli.moving import run_mirror
 
-    run_mirror(url, output=output, registry=registry)
+    run_mirror(url, output=output, registry=registry, pack=pack)

@@ -39,6 +39,7 @@ __all__ = [
     "shard_path",
     "signature_path",
     "snapshot_path",
+    "stored_bytes",
     "verification_path",
 ]
 
@@ -173,6 +174,11 @@ def array_metadata(record: ArrayRecord) -> bytes:
         "codecs": codecs,
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def stored_bytes(record: ArrayRecord | None) -> int:
+    """Bytes of an array's objects, its metadata document among them; 0 where there is no array."""
+    return record.size_bytes + len(array_metadata(record)) if record is not None else 0
 
 
 def _coder(record: ArrayRecord, configuration: Mapping[str, object]) -> list[dict[str, object]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from uws_store.api.family import Family
 from uws_store.api.opening import open_registry
 from uws_store.errors import InvalidInputError
 from uws_store.fidelity import ModelScore
+from uws_store.metadata.model import relative_error
 from uws_store.model import Tier, read_document
 from uws_store.registry import ModelEntry, Registry
 
@@ -137,7 +137,7 @@ def diff(
         if a.dtype.is_floating_point:
             error_squares, squares = error_squares + error, squares + own
         state = "reshaped" if a.dtype != b.dtype else "same" if _same_bits(a, b) else "changed"
-        tensors.append(TensorDifference(name, state, _relative(error, own)))
+        tensors.append(TensorDifference(name, state, relative_error(error, own)))
     tensors += [TensorDifference(name, "added", None) for name in right if name not in left]
     same = entries[0].family == entries[1].family and entries[0].digest == entries[1].digest
     return DiffResult(
@@ -146,7 +146,7 @@ def diff(
         tier=used,
         same_objects=same,
         shared_bytes=entries[0].size_bytes if same else 0,
-        distance=_relative(error_squares, squares),
+        distance=relative_error(error_squares, squares),
         tensors=tuple(tensors),
         scores=_scores(opened, entries),
     )
@@ -156,10 +156,6 @@ def _squares(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     wide = torch.complex128 if a.is_complex() else torch.float64
     first, second = a.to(wide), b.to(wide)
     return float(((first - second).abs() ** 2).sum()), float((first.abs() ** 2).sum())
-
-
-def _relative(error_squares: float, squares: float) -> float:
-    return math.sqrt(error_squares / squares) if squares > 0 else math.sqrt(error_squares)
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -17,9 +17,8 @@ from uws_store.api.where import parse_condition, select
 from uws_store.basis import Basis
 from uws_store.errors import NotFoundError
 from uws_store.fidelity import ModelScore
-from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.model import ModelDocument
-from uws_store.model import read_document
+from uws_store.model import coded_names, exact_bytes, read_document
 from uws_store.registry import FamilyState, ModelEntry, Registry, TaskState
 
 __all__ = ["FamilySummary", "Lineage", "ModelSummary", "is_model", "list_families", "list_models", "show"]
@@ -229,14 +228,10 @@ def show(
     for entry in entries:
         basis = opened.basis(entry.basis_digest)
         document = read_document(opened.registry.storage_of(entry), entry.prefix, digest=entry.digest)
-        arrays = (document.gauge, *(document.residual(width) for width in (16, 32, 64)))
-        residual = sum(_stored_bytes(array) for array in arrays)
-        files = _stored_bytes(document.file_bytes)
+        files = layout.stored_bytes(document.file_bytes)
         private = document.private_size_bytes
-        compact = entry.size_bytes - residual - files
-        kept = {record.name for record in document.private} | set(document.absent)
-        kept.update(name for index in document.private_groups for name in basis.groups[index].names)
-        coded = [name for name in basis.table if name in basis.slots and name not in kept]
+        compact = entry.size_bytes - exact_bytes(document) - files
+        coded = coded_names(document, basis)
         errors = sorted(zip(coded, document.error_list(), strict=True), key=lambda pair: -pair[1])
         models.append(
             ModelSummary(
@@ -293,11 +288,6 @@ def _lineage(entry: ModelEntry, document: ModelDocument, basis: Basis, task: Tas
         commit=entry.commit,
         aliases=tuple(sorted(alias for alias, version in task.aliases.items() if version == entry.version)),
     )
-
-
-def _stored_bytes(array: ArrayRecord | None) -> int:
-    """Bytes of an array's objects."""
-    return array.size_bytes + len(layout.array_metadata(array)) if array is not None else 0
 
 
 def _summary(state: FamilyState) -> FamilySummary:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from uws_store.model.opened import Model, Tier, read_document
+from uws_store.model.opened import Model, Tier
+from uws_store.model.record import coded_names, exact_bytes, read_document
 from uws_store.model.sources import Source
 
-__all__ = ["Model", "Source", "Tier", "read_document"]
+__all__ = ["Model", "Source", "Tier", "coded_names", "exact_bytes", "read_document"]

@@ -16,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from uws_store import layout
 from uws_store.basis import Basis, Decode, Decoder, read_files, shared_decoder, step_of
 from uws_store.dtypes import DTYPES, DType
 from uws_store.errors import FidelityError, FormatError
-from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.metadata.model import LEAF_BYTES, ModelDocument
+from uws_store.model.record import read_document
 from uws_store.model.slices import Slices
 from uws_store.model.sources import Source, residual_starts, sources_of
 from uws_store.residual import apply_residual, residual_classes, residual_dtype, residual_order
@@ -29,7 +28,7 @@ from uws_store.storage import Storage
 from uws_store.store import ArrayReader
 from uws_store.tensor_bytes import from_rotated, tensor_from_bytes
 
-__all__ = ["Model", "Tier", "read_document"]
+__all__ = ["Model", "Tier"]
 
 Tier = Literal["compact", "exact", "mean"]
 
@@ -379,27 +378,3 @@ class Model:
                     f"{self.where}: the residual of {width} bits has {array.length if array else 0} of {length} elements",
                     kind="format/model",
                 )
-
-
-def read_document(storage: Storage, prefix: str, *, digest: str) -> ModelDocument:
-    """Read and check a model's document: one request.
-
-    Raises
-    ------
-    FormatError
-        When it is missing, too large, damaged or not the one that ``digest`` names.
-    """
-    path = f"{prefix}/{layout.GROUP_PATH}"
-    where = f"{storage.url}/{path}"
-    data = storage.read_at_most(path, max_group_bytes(ModelDocument))
-    if data is None:
-        raise FormatError(
-            f"{where}: the model is missing though the log names it", kind="format/missing-object"
-        )
-    found = hashlib.sha256(data).hexdigest()
-    if found != digest:
-        raise FormatError(
-            f"{where}: SHA-256 is {found}, the log says {digest}; the document is damaged",
-            kind="format/digest",
-        )
-    return from_group_bytes(ModelDocument, data, where=where)

@@ -24,7 +24,7 @@ from uws_store.fidelity import (
 from uws_store.metadata.basis import BasisDocument
 from uws_store.metadata.model import ModelDocument
 from uws_store.metadata.verification import ExaminedRecord, VerificationDocument
-from uws_store.model import read_document
+from uws_store.model import coded_names, exact_bytes, read_document
 from uws_store.registry import FamilyState, ModelEntry, Registry, read_verification
 from uws_store.report.spectrum import ModeSpectrum, mode_spectrum
 
@@ -293,11 +293,7 @@ def _examined(record: ExaminedRecord, evaluation: str) -> Examined:
 
 def _bytes_of(entry: ModelEntry, document: ModelDocument) -> dict[str, int]:
     arrays = document.arrays
-    residual = sum(
-        array.size_bytes + len(layout.array_metadata(array))
-        for name, array in arrays.items()
-        if name == "gauge" or name.startswith("residual")
-    )
+    residual = exact_bytes(document)
     core = document.core.size_bytes if document.core else 0
     # What is kept byte for byte: private tensors, and the files that lay beside the weights.
     private = sum(
@@ -313,9 +309,7 @@ def _bytes_of(entry: ModelEntry, document: ModelDocument) -> dict[str, int]:
 
 
 def _model_view(entry: ModelEntry, document: ModelDocument, basis: Basis, own: dict[str, int]) -> ModelView:
-    kept = {record.name for record in document.private} | set(document.absent)
-    kept.update(name for index in document.private_groups for name in basis.groups[index].names)
-    coded = [name for name in basis.table if name in basis.slots and name not in kept]
+    coded = coded_names(document, basis)
     return ModelView(
         task=entry.task,
         version=entry.version,

@@ -45,19 +45,17 @@ def pack_private(tensors: Iterable[tuple[str, bytes]]) -> dict[str, EncodedArray
     tensors = list(tensors)
     arrays: dict[str, EncodedArray] = {}
     for width in _WIDTHS:
-        parts = [data for dtype, data in tensors if DTYPES[dtype].bits == width]
-        size = sum(map(len, parts))
-        if not size:
+        words, cuts = _words(tensors, width)
+        if not len(words):
             continue
-        words = rotated(b"".join(parts), width=width)
         coded = encode_array(
             words,
             chunk=layout.RESIDUAL_CHUNK,
             page=layout.page_for(len(words)),
-            cuts=_cuts([len(part) * 8 // width for part in parts]),
+            cuts=cuts,
             level=_level(words),
         )
-        if sum(map(len, coded.objects.values())) < size:
+        if sum(map(len, coded.objects.values())) < words.nbytes:
             arrays[f"private{width}"] = coded
     rest = b"".join(data for dtype, data in tensors if f"private{DTYPES[dtype].bits}" not in arrays)
     if rest:
@@ -83,13 +81,17 @@ def cheaper_alone(
     coded = sum(len(encode_integers(stream)) for stream in streams)
     alone = sum(len(data) for dtype, data in tensors if DTYPES[dtype].bits not in _WIDTHS)
     for width in _WIDTHS:
-        parts = [data for dtype, data in tensors if DTYPES[dtype].bits == width]
-        if parts:
-            words = rotated(b"".join(parts), width=width)
-            cuts = _cuts([len(part) * 8 // width for part in parts])
+        words, cuts = _words(tensors, width)
+        if len(words):
             sizes = np.diff([0, *cuts, len(words)]).tolist()
             alone += len(encode_integers(words, sizes=sizes, level=_level(words)))
     return alone * (1.0 + overhead) < coded
+
+
+def _words(tensors: Iterable[tuple[str, bytes]], width: int) -> tuple[Integers, list[int]]:
+    """The words of all tensors of one width, end to end, and where pages are cut between them."""
+    parts = [data for dtype, data in tensors if DTYPES[dtype].bits == width]
+    return rotated(b"".join(parts), width=width), _cuts([len(part) * 8 // width for part in parts])
 
 
 def _level(values: Integers) -> int:

@@ -15,7 +15,7 @@ import torch
 from uws_store.basis import Basis, step_of
 from uws_store.builder.assemble_model import EncodedTensors, assemble_model
 from uws_store.builder.coded import AnalysisCache, CodeJob, code_tensor
-from uws_store.builder.encode_product import encode_product
+from uws_store.builder.encode_product import EncodedFactor, encode_product
 from uws_store.builder.encoded import EncodedModel
 from uws_store.builder.products import Form
 from uws_store.canonical import Step
@@ -149,16 +149,23 @@ class _Encoder:
             return
         if coded.retreat:
             self.made.notices.append(f"{record.name} {told_of_retreat(coded.retreat, self.analyses.device)}")
-        self.made.energies[record.name] = coded.error, coded.energy
-        self.made.cores[record.name] = coded.core.numpy()
-        self.made.compact_digests[record.name] = digest_of(coded.prediction)
-        self.made.exact_digests[record.name] = digest_of(tensor)
+        factor = EncodedFactor(coded.core.numpy(), tensor, coded.prediction, coded.prediction, None)
+        self._add(record, info, factor, coded.error, coded.energy)
+
+    def _add(
+        self, record: TensorRecord, info: TensorInfo, factor: EncodedFactor, error: float, energy: float
+    ) -> None:
+        """Note a coded tensor: a factor of a product, or one that stands for itself."""
+        self.made.energies[record.name] = error, energy
+        self.made.cores[record.name] = factor.core
+        self.made.compact_digests[record.name] = digest_of(factor.compact)
+        self.made.exact_digests[record.name] = digest_of(factor.source)
         if info.dtype.name != record.dtype:
             self.made.dtypes[record.name] = info.dtype.name
         if self.exact:
             self.made.residuals[record.name] = (
-                residual_of(tensor, coded.prediction, info.dtype),
-                residual_classes(coded.prediction, record.shift or 0),
+                residual_of(factor.source, factor.prediction, info.dtype),
+                residual_classes(factor.prediction, record.shift or 0),
             )
 
     def encode_product(self, left: TensorRecord, right: TensorRecord, form: Form) -> None:
@@ -179,14 +186,4 @@ class _Encoder:
             return
         self.made.products.append(made)
         for factor, info, record in zip(made.factors, found, (left, right), strict=True):
-            self.made.energies[record.name] = made.error_energy, made.energy
-            self.made.cores[record.name] = factor.core
-            self.made.compact_digests[record.name] = digest_of(factor.compact)
-            self.made.exact_digests[record.name] = digest_of(factor.source)
-            if info.dtype.name != record.dtype:
-                self.made.dtypes[record.name] = info.dtype.name
-            if self.exact:
-                self.made.residuals[record.name] = (
-                    residual_of(factor.source, factor.prediction, info.dtype),
-                    residual_classes(factor.prediction, record.shift or 0),
-                )
+            self._add(record, info, factor, made.error_energy, made.energy)

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import registry
@@ -63,18 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _lora(options) if options.command == "lora" else _exact(options, console)
     if options.speed:
         return _speed(options, console)
-    places = Places(
-        cache=options.cache or cache_folder() / "bench",
-        shared=options.zoos,
-        digits=options.digits,
-        quick=options.quick,
-    )
+    places, progress = _places(options), _narrator(options)
     results: list[ZooResult] = []
     absent: dict[str, str] = {}
-
-    def progress(what: str) -> None:
-        if options.verbose:
-            sys.stderr.write(f"{what}\n")
 
     for name in options.zoo.split(","):
         try:
@@ -99,19 +90,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if results else 1
 
 
-def _exact(options: argparse.Namespace, console: Console) -> int:
-    places = Places(
+def _places(options: argparse.Namespace) -> Places:
+    """Where zoos are found, by the options that codec and exact share."""
+    return Places(
         cache=options.cache or cache_folder() / "bench",
         shared=options.zoos,
         digits=options.digits,
         quick=options.quick,
     )
-    results: list[ExactResult] = []
-    absent: dict[str, str] = {}
 
-    def progress(what: str) -> None:
+
+def _narrator(options: argparse.Namespace) -> Callable[[str], None]:
+    """Tell on standard error what is being done, where that is asked for."""
+
+    def tell(what: str) -> None:
         if options.verbose:
             sys.stderr.write(f"{what}\n")
+
+    return tell
+
+
+def _exact(options: argparse.Namespace, console: Console) -> int:
+    places, progress = _places(options), _narrator(options)
+    results: list[ExactResult] = []
+    absent: dict[str, str] = {}
 
     for name in options.zoo.split(","):
         try:

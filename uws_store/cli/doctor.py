@@ -6,6 +6,7 @@ from rich.text import Text
 
 from uws_store.api.doctor import Diagnosis
 from uws_store.api.doctor import doctor as api_doctor
+from uws_store.cli.hints import storage_command
 from uws_store.cli.output import Output, as_plain, columns
 
 __all__ = ["run_doctor"]
@@ -42,7 +43,7 @@ def run_doctor(url: str | None, *, output: Output) -> bool:
                     for check in found.checks
                 ],
             ),
-            f"\n{_verdict(found, uses)}",
+            f"\n{_verdict(found, uses, url=url)}",
         )
     return found.safe
 
@@ -53,7 +54,7 @@ def _what_is_there(found: Diagnosis) -> str:
     return f"registry {found.registry}{', made for a single writer' if found.single_writer else ''}"
 
 
-def _verdict(found: Diagnosis, uses: dict[str, bool]) -> str:
+def _verdict(found: Diagnosis, uses: dict[str, bool], *, url: str | None) -> str:
     if not uses["reading"]:
         return "unsafe: do not read from it"
     if not found.writable:
@@ -61,6 +62,7 @@ def _verdict(found: Diagnosis, uses: dict[str, bool]) -> str:
     if not uses["publishing"]:
         return "unsafe: do not publish to it"
     if not uses["many writers"]:
-        advice = "" if found.single_writer else "; make the registry with: uws-store init --single-writer"
+        init = storage_command("init", url or found.url, "--single-writer")
+        advice = "" if found.single_writer else f"; make the registry with: {init}"
         return f"safe for a single writer only{advice}"
     return "safe for many writers"

@@ -9,6 +9,7 @@ from uws_store.api import Growth
 from uws_store.api import extend as api_extend
 from uws_store.api import rebase as api_rebase
 from uws_store.cli.evaluation import tell_remarks
+from uws_store.cli.hints import next_command
 from uws_store.cli.output import Output, counted, facts, number, size
 from uws_store.cli.progress import progress
 from uws_store.storage import parse_options
@@ -99,7 +100,7 @@ def run_rebase(
         )
 
 
-def growth_facts(growth: Growth) -> list[tuple[str, str, str]]:
+def growth_facts(growth: Growth, *, family: str, registry: str | None) -> list[tuple[str, str, str]]:
     """Tell how the newest basis serves newer models; nothing where there are none."""
     rows: list[tuple[str, str, str]] = []
     if growth.newer_models:
@@ -108,9 +109,11 @@ def growth_facts(growth: Growth) -> list[tuple[str, str, str]]:
             told = f"bits per parameter {abs(growth.drift):.0%} {'above' if growth.drift > 0 else 'below'} those it was made with"
         rows.append(("added since", str(growth.newer_models), told))
     if growth.older_models:
+        rebase = next_command("rebase", f"{family}/TASK", registry=registry)
         rows.append(
-            ("on older bases", str(growth.older_models), "tasks; uws-store rebase moves one to the newest")
+            ("on older bases", str(growth.older_models), f"tasks; this moves one to the newest: {rebase}")
         )
     if growth.should_extend:
-        rows.append(("advice", "extend", "a new basis may serve the newer models better: uws-store extend"))
+        extend = next_command("extend", family, registry=registry)
+        rows.append(("advice", "extend", f"a new basis may serve the newer models better: {extend}"))
     return rows

@@ -12,6 +12,7 @@ from uws_store.api.opening import open_registry
 from uws_store.cli.command import split_model
 from uws_store.cli.evaluation import model_score_facts, shown_scores
 from uws_store.cli.growth import growth_facts
+from uws_store.cli.hints import next_command
 from uws_store.cli.output import Output, as_plain, columns, counted, facts, number, ratio, size
 from uws_store.registry import ModelEntry
 
@@ -37,13 +38,15 @@ def run_list(pattern: str | None, *, where: Sequence[str] = (), output: Output, 
     elif pattern is not None and models:
         output.show(_models(models))
     elif pattern is not None:
+        every = next_command("list", "*", registry=registry)
         output.notice(
-            f"no model in {opened.url} matches {' and '.join([repr(pattern), *where])}; see all with: uws-store list '*'"
+            f"no model in {opened.url} matches {' and '.join([repr(pattern), *where])}; see all with: {every}"
         )
     elif families:
         output.show(_families(families))
     else:
-        output.notice(f"no families yet in {opened.url}; make one with: uws-store build ZOO --family NAME")
+        build = next_command("build", "ZOO", "--family", "NAME", registry=registry)
+        output.notice(f"no families yet in {opened.url}; make one with: {build}")
 
 
 def run_show(names: Sequence[str], *, output: Output, registry: str | None) -> None:
@@ -66,7 +69,7 @@ def run_show(names: Sequence[str], *, output: Output, registry: str | None) -> N
     else:
         for task, family, models in shown:
             if task is None:
-                output.show(*_family_parts(family, models))
+                output.show(*_family_parts(family, models, registry=registry))
             else:
                 output.show(
                     f"{models[0].family}/{models[0].task}@{models[0].version}", facts(_model_facts(models[0]))
@@ -105,7 +108,9 @@ def _models(models: Sequence[ModelEntry]) -> RenderableType:
     )
 
 
-def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iterator[RenderableType]:
+def _family_parts(
+    family: FamilySummary, models: Sequence[ModelSummary], *, registry: str | None
+) -> Iterator[RenderableType]:
     source = sum(model.source_bytes for model in models)
     compact = family.basis_bytes + sum(model.compact_bytes for model in models)
     yield f"family {family.name}"
@@ -118,8 +123,16 @@ def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iter
                 ratio(source, compact),
                 "the newest versions at the compact tier, and the basis",
             ),
-            *(growth_facts(family.growth) if family.growth is not None else ()),
-            *(_verification_facts(family.verification) if family.verification is not None else ()),
+            *(
+                growth_facts(family.growth, family=family.name, registry=registry)
+                if family.growth is not None
+                else ()
+            ),
+            *(
+                _verification_facts(family.verification, family=family.name, registry=registry)
+                if family.verification is not None
+                else ()
+            ),
         )
     )
     adapter = next((model.adapter for model in models if model.adapter is not None), None)
@@ -154,7 +167,9 @@ def _family_parts(family: FamilySummary, models: Sequence[ModelSummary]) -> Iter
     )
 
 
-def _verification_facts(held: VerificationSummary) -> Iterator[tuple[str, str, str]]:
+def _verification_facts(
+    held: VerificationSummary, *, family: str, registry: str | None
+) -> Iterator[tuple[str, str, str]]:
     by = f"signed off by {held.signed_off_by}" if held.signed_off_by is not None else "signed off by nobody"
     yield "verified", f"{_minute(held.time)} UTC", f"{by}, with {held.tool}"
     what = f"{counted(held.models, 'model')} at commit {held.commit}"
@@ -170,7 +185,8 @@ def _verification_facts(held: VerificationSummary) -> Iterator[tuple[str, str, s
             f"wrong: {', '.join(held.wrong[:5])}{', ...' if len(held.wrong) > 5 else ''}",
         )
     if held.unverified:
-        yield "", str(len(held.unverified)), "newest versions are not among them: uws-store verify --record"
+        again = next_command("verify", family, "--record", registry=registry)
+        yield "", str(len(held.unverified)), f"newest versions are not among them: {again}"
 
 
 def _model_facts(model: ModelSummary) -> Iterator[tuple[str, str, str]]:

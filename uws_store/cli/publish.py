@@ -5,7 +5,6 @@ Owns the arithmetic of the summary: what a model, a family and its basis take be
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
@@ -17,6 +16,7 @@ from uws_store.api import BuildResult, ModelResult
 from uws_store.api import add as api_add
 from uws_store.api import build as api_build
 from uws_store.cli.evaluation import build_score_facts, model_score_facts, tell_remarks, user_code
+from uws_store.cli.hints import next_command
 from uws_store.cli.output import Output, columns, counted, facts, number, ratio, size
 from uws_store.cli.progress import progress
 from uws_store.config import default_registry_url
@@ -68,6 +68,16 @@ def run_build(
             progress=report,
             **options,
         )
+    renamed = [] if rename is None else ["--rename", rename]
+    check = next_command(
+        "verify",
+        family,
+        "--against",
+        zoo,
+        *renamed,
+        registry=registry,
+        zoo_options=parse_options(zoo_option),
+    )
     _tell_left_out(result, output)
     if result.shares in {"mean", "nothing"}:
         output.notice(result.sharing)
@@ -82,8 +92,8 @@ def run_build(
             _sizes(result.models, basis_bytes=result.basis_bytes),
             "",
             facts(_build_facts(result)),
-            f"\nsee its models:  {_next('show', family, registry=registry)}",
-            f"check it:        {_next('verify', family, '--against', zoo, registry=registry)}",
+            f"\nsee its models:  {next_command('show', family, registry=registry)}",
+            f"check it:        {check}",
         )
 
 
@@ -115,11 +125,6 @@ def run_add(
             "",
             facts([*_model_facts([model]), *model_score_facts(model.scores)]),
         )
-
-
-def _next(*words: str, registry: str | None) -> str:
-    """Write a command that can be copied and run."""
-    return shlex.join(["uws-store", *words, *(["--registry", registry] if registry is not None else [])])
 
 
 def _name(family: str, model: ModelResult) -> str:

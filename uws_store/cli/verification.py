@@ -77,15 +77,19 @@ def _verify_parts(result: VerifyResult, *, compared: bool, safe: Sequence[str]) 
     if result.evaluation is not None:
         yield from _scores(result)
     problems = [
-        *result.problems,
-        *(problem for verdict in result.models for problem in verdict.report.problems),
+        *((problem, "") for problem in result.problems),
+        *(
+            (problem, f"{verdict.task}@{verdict.version}: ")
+            for verdict in result.models
+            for problem in verdict.report.problems
+        ),
     ]
     objects = result.basis_objects + sum(verdict.report.objects for verdict in result.models)
     tensors = sum(verdict.report.tensors for verdict in result.models)
     what = f"{counted(objects, 'object')} and {counted(tensors, 'tensor')} of {counted(len(result.models), 'model')}"
     if problems:
         yield Text.assemble((counted(len(problems), "problem"), "bold red"), f" in {what}:")
-        yield "\n".join(f"  {problem} [{problem.kind}]" for problem in problems)
+        yield "\n".join(f"  {whose}{problem} [{problem.kind}]" for problem, whose in problems)
     else:
         yield f"checked {what}: all as recorded"
     if result.commits is not None:

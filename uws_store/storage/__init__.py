@@ -7,7 +7,7 @@ from uws_store.storage.local import LocalStorage
 from uws_store.storage.memory import MemoryStorage
 from uws_store.storage.opening import open_storage
 from uws_store.storage.protocol import Storage, check_path
-from uws_store.storage.url import StorageUrl, parse_options
+from uws_store.storage.url import StorageUrl, parse_options, public_options
 
 __all__ = [
     "CacheFolder",
@@ -20,4 +20,5 @@ __all__ = [
     "check_path",
     "open_storage",
     "parse_options",
+    "public_options",
 ]

@@ -6,6 +6,7 @@ Owns how options are written on a command line and which of them may be seen. Mu
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Self
 
 from uws_store.errors import InvalidInputError
@@ -13,7 +14,7 @@ from uws_store.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["StorageUrl", "options_of", "parse_options"]
+__all__ = ["StorageUrl", "options_of", "parse_options", "public_options"]
 
 # Every other option may be a credential, and is treated as one.
 _PUBLIC = frozenset(
@@ -46,6 +47,7 @@ _PUBLIC = frozenset(
 )
 _LITERALS = {"true": True, "false": False, "null": None}
 _SHORTEST_SECRET = 4
+_USER_OF_URL = re.compile(r"://[^/]*@")
 
 
 class StorageUrl(str):
@@ -79,6 +81,23 @@ class StorageUrl(str):
 def options_of(url: str) -> dict[str, Any]:
     """Give the options that a URL carries; plain text carries none."""
     return dict(url.options) if isinstance(url, StorageUrl) else {}
+
+
+def public_options(source: str | Mapping[str, object]) -> dict[str, Any]:
+    """Give the options, of a URL or by themselves, that may be seen: those that are known to be no credentials.
+
+    An object's fields are held to the same list; one of which none is left is left out.
+    """
+    options = options_of(source) if isinstance(source, str) else source
+    shown: dict[str, Any] = {}
+    for name, value in options.items():
+        # A user and a password may stand in a URL, too.
+        if name not in _PUBLIC or (isinstance(value, str) and _USER_OF_URL.search(value)):
+            continue
+        kept = public_options(value) if isinstance(value, dict) else value
+        if kept or not isinstance(value, dict):
+            shown[name] = kept
+    return shown
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:

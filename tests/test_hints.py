@@ -81,7 +81,8 @@ def test_what_show_hints_at_runs(tmp_path: Path) -> None:
     zoo = make_small_zoo(tmp_path / "zoo", models=4)
     run_well("build", zoo, "--family", "f", "--registry", registry)
     run_well("verify", "f", "--record", "--registry", registry)
-    run_well("add", zoo / "task-00.safetensors", "--family", "f", "--task", "x", "--registry", registry)
+    more = make_small_zoo(tmp_path / "more", models=1, seed=3)
+    run_well("add", more / "task-00.safetensors", "--family", "f", "--task", "x", "--registry", registry)
     (again,) = hinted(run_well("show", "f", "--registry", registry))
     assert again[:3] == ["verify", "f", "--record"]
     run_well(*again)

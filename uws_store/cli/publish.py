@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Unpack
 
@@ -68,7 +69,8 @@ def run_build(
             progress=report,
             **options,
         )
-    renamed = [] if rename is None else ["--rename", rename]
+    rename = options.get("rename")
+    renamed = ["--rename", str(rename)] if isinstance(rename, str | Path) else []
     check = next_command(
         "verify",
         family,

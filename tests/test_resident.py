@@ -16,6 +16,7 @@ from uws_store.basis import Decoder
 from uws_store.errors import FormatError, IncompatibleError, InvalidInputError, MemoryLimitError, WorkerError
 from uws_store.loader import resident as resident_module
 from uws_store.loader import workers
+from uws_store.loader.workers import Where, run_tasks
 from uws_store.registry import Registry
 from uws_store.storage import LocalStorage
 
@@ -321,3 +322,16 @@ def test_decoding_side_by_side_gives_the_same_bits(nets: str, monkeypatch: pytes
         torch.set_num_threads(threads)
     assert all(same_bits(together[name], tensor) for name, tensor in alone.items())
     assert _holds(module, alone)
+
+
+@pytest.mark.parametrize("where", ["worker", "workers"])
+def test_workers_leave_the_other_threads_of_torch_alone(where: Where) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        asked = run_tasks([torch.get_num_threads] * 4, where=where)
+        here = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [1] * 4
+    assert here == 2

@@ -21,8 +21,13 @@ Words = npt.NDArray[np.unsignedinteger]
 
 
 def _view(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    view: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy() if flat.numel() else np.zeros(0, np.uint8)
+    if tensor.numel() == 0:
+        return np.zeros(0, np.uint8)
+    held = tensor.detach() if tensor.requires_grad else tensor
+    flat = held.cpu().contiguous().view(-1)
+    if tensor.dtype == torch.float32:  # nearly all of them, and small ones are many: one step less
+        return flat.numpy().view(np.uint8)
+    view: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
     return view
 
 

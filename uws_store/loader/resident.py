@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from uws_store.basis import Basis, Decode, Decoder, shared_decoder
@@ -252,11 +253,11 @@ class Resident:
             model.read_all()
 
             def gather(index: int) -> torch.Tensor:
-                integers = _narrowed(self.decoder.gather(index, model.stored_core))
-                return integers.to(self.device)
+                return _narrowed(self.decoder.gather(index, model.stored_core)).to(self.device)
 
             tasks = [lambda index=index: gather(index) for index in range(len(self.decoder.jobs))]
-            cores = run_tasks(tasks, where=self._where)
+            # Nothing here is split over torch's threads, so that one worker would gain nothing over this thread.
+            cores = run_tasks(tasks, where="workers" if self._where == "workers" else "here")
             others = {
                 name: model.stored_tensor(name).to(self.device)
                 for name, source in model.sources.items()
@@ -309,5 +310,6 @@ def _narrowed(integers: torch.Tensor) -> torch.Tensor:
     """Hold integers in bytes where they fit: nearly all cores do."""
     if integers.numel() == 0 or integers.dtype == torch.int8:
         return integers
-    low, high = torch.aminmax(integers)
-    return integers.to(torch.int8) if int(low) >= -128 and int(high) < 128 else integers
+    held = integers.numpy()
+    fits = int(held.min()) >= -128 and int(held.max()) < 128
+    return torch.from_numpy(held.astype(np.int8)) if fits else integers

@@ -45,7 +45,9 @@ def _start(threads: int) -> ThreadPoolExecutor:
     ready = threading.Barrier(threads + 1)
 
     def prepare() -> None:
-        # torch keeps the number per thread, once a thread has one.
+        # torch keeps the number per thread, once a thread has asked for it: one that only sets it is given the
+        # process's at its first operation.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         ready.wait()
 

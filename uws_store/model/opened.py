@@ -6,6 +6,7 @@ tensor but what was made together with one that was asked for. Knows nothing abo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import threading
@@ -71,7 +72,6 @@ class Model:
         self._slices = Slices(document, self._readers.get("gauge"), where=self.where)
         self._decoders: dict[tuple[str, str], Decoder] = {}
         self._ready: dict[tuple[str, str, str, str], torch.Tensor] = {}
-        self._residual_starts = residual_starts(self.sources, basis)
         self._lock = threading.RLock()
 
     @classmethod
@@ -249,6 +249,10 @@ class Model:
             self._words.clear()
             for reader in self._readers.values():
                 reader.release()
+
+    @functools.cached_property
+    def _residual_starts(self) -> dict[tuple[int, str], int]:
+        return residual_starts(self.sources, self.basis)
 
     def _coded_dtype(self, name: str) -> DType | None:
         source = self.sources.get(name)

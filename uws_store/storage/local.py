@@ -30,7 +30,7 @@ from uws_store.storage.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["LocalStorage"]
 
@@ -40,6 +40,10 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
 # What link() answers where there are no hard links: FAT and some FUSE and network file systems.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV})
 _LOCK_NAME = f"{TEMPORARY_PREFIX}-lock"
+
+
+# Where a folder can be elsewhere without being a symbolic link, paths are resolved whole.
+_WITHOUT_JUNCTIONS = os.name == "posix"
 
 
 class LocalStorage:
@@ -188,8 +192,11 @@ class LocalStorage:
         return found if stat.S_ISREG(found.st_mode) else None
 
     def _locate(self, path: str) -> Path:
-        """Find the file of a path and check that no link leads out of the root (which costs one stat per part)."""
-        target = self.root.joinpath(*check_path(path).split("/"))
+        """Find the file of a path and check that no link leads out of the root, which costs one stat per part."""
+        parts = check_path(path).split("/")
+        target = self.root.joinpath(*parts)
+        if _WITHOUT_JUNCTIONS and not _meets_link(str(self.root), parts):
+            return target
         try:
             inside = target.resolve().is_relative_to(self.root)
         except (OSError, RuntimeError) as error:  # a loop of links
@@ -362,3 +369,18 @@ def _failure(action: str, target: Path, error: OSError) -> UwsError:
     if error.errno == errno.ENAMETOOLONG:
         return InvalidInputError(f"cannot {action} {target}: {reason}", kind="invalid-input/path")
     return StorageError(f"cannot {action} {target}: {reason}", kind="storage/io")
+
+
+def _meets_link(root: str, parts: Sequence[str]) -> bool:
+    """Whether a symbolic link, or something that cannot be looked at, stands on the way down from a folder."""
+    at = root
+    for part in parts:
+        at = f"{at}/{part}"
+        try:
+            if stat.S_ISLNK(os.lstat(at).st_mode):
+                return True
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+    return False

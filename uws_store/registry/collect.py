@@ -133,21 +133,7 @@ def collect(
     FormatError
         When the log or a note is damaged: what is reachable is not known then, and nothing is removed.
     """
-    if keep_last is not None and keep_last < 1:
-        raise InvalidInputError(
-            f"keep_last is at least 1, not {keep_last}; a task's newest version is never withdrawn by age",
-            kind="invalid-input/gc",
-        )
-    if older_than_s < 0 or (older_than_s and keep_last is None):
-        raise InvalidInputError(
-            "older_than is not negative and goes with keep_last: it says which of the other versions are withdrawn",
-            kind="invalid-input/gc",
-        )
-    if not grace_s >= LEAST_GRACE_S:
-        raise InvalidInputError(
-            f"the grace period is at least {LEAST_GRACE_S:g} seconds, not {grace_s:g}",
-            kind="invalid-input/gc",
-        )
+    _check_options(keep_last, older_than_s, grace_s)
     storage = registry.storage
     with _clock(storage, dry_run=dry_run) as now:
         withdrawn = _old_versions(registry, keep_last, older_than_s, now) if keep_last else []
@@ -195,6 +181,24 @@ def collect(
         held=tuple(held),
         dry_run=dry_run,
     )
+
+
+def _check_options(keep_last: int | None, older_than_s: float, grace_s: float) -> None:
+    if keep_last is not None and keep_last < 1:
+        raise InvalidInputError(
+            f"keep_last is at least 1, not {keep_last}; a task's newest version is never withdrawn by age",
+            kind="invalid-input/gc",
+        )
+    if older_than_s < 0 or (older_than_s and keep_last is None):
+        raise InvalidInputError(
+            "older_than is not negative and goes with keep_last: it says which of the other versions are withdrawn",
+            kind="invalid-input/gc",
+        )
+    if not grace_s >= LEAST_GRACE_S:
+        raise InvalidInputError(
+            f"the grace period is at least {LEAST_GRACE_S:g} seconds, not {grace_s:g}",
+            kind="invalid-input/gc",
+        )
 
 
 @contextlib.contextmanager

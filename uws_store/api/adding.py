@@ -14,19 +14,19 @@ import torch
 from uws_store import layout
 from uws_store.api.adapters import require_base, shapes_within
 from uws_store.api.encoding import (
+    FamilyTarget,
     ModelEncoding,
+    StoredModel,
     fidelity_of,
     option_of,
     overhead_of,
-    put_objects,
     remarks_on_promise,
-    sizes_of,
 )
 from uws_store.api.generation import current_bases, nearest_basis
 from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.options import read_overhead
-from uws_store.api.results import AddResult
+from uws_store.api.results import AddResult, ModelResult
 from uws_store.architecture import compare
 from uws_store.basis import Basis
 from uws_store.builder import AnalysisCache, EncodedModel, Progress
@@ -38,7 +38,7 @@ from uws_store.metadata.log import Action, ModelAction
 from uws_store.names import check_task_name, collision_key
 from uws_store.registry import Publication, Registry, RegistryState
 
-__all__ = ["add", "require_architecture"]
+__all__ = ["add", "publish_model", "require_architecture"]
 
 
 def add(
@@ -132,25 +132,53 @@ def add(
         analyses = AnalysisCache(basis, device=CPU if judge is not None else place)
         encoding = ModelEncoding(basis, fidelity, analyses, judge, overhead_of(basis, overhead))
         model = encoding.encode(name, source, exact=exact)
-    prefix = layout.model_prefix(family, model.digest)
+    remarks = remarks_on_promise(basis, fidelity, request)
+    result = encoding.result(name, model, version=1, read=source.notices, remarks=remarks)
+    target = FamilyTarget(opened.storage, family, basis)
+    return publish_model(opened, target, model, result, revision=chosen.entry.revision)
+
+
+def publish_model(
+    registry: Registry, target: FamilyTarget, model: EncodedModel, result: ModelResult, *, revision: int
+) -> AddResult:
+    """Store a model, and publish it as the next version of its task.
+
+    Parameters
+    ----------
+    registry : Registry
+        Where.
+    target : FamilyTarget
+        The family, with the basis that the model is encoded against.
+    model : EncodedModel
+        Its objects.
+    result : ModelResult
+        What the caller is told; its version is settled here.
+    revision : int
+        The basis's.
+
+    Raises
+    ------
+    AlreadyExistsError
+        When the task's name is too like another's (``already-exists/name``).
+    StorageError
+        When the storage fails; nothing is published then.
+    """
+    family, task = target.family, result.task
 
     def actions(state: RegistryState) -> Sequence[Action]:
-        _require_spelling(state, family, name)
-        version = state.next_version(family, name)
-        return [_model_action(family, name, model, version=version, revision=chosen.entry.revision)]
+        _require_spelling(state, family, task)
+        return [stored.action(family, version=state.next_version(family, task), revision=revision)]
 
-    with Publication(opened.storage) as publication:
-        is_new = put_objects(opened.storage, prefix, model.objects)
-        publication.stored(prefix, sizes_of(model.objects), reused=not is_new)
+    with Publication(registry.storage) as publication:
+        stored = StoredModel.of(result, model, is_new=target.put(model))
+        publication.stored(
+            layout.model_prefix(family, stored.digest), dict(stored.objects), reused=not stored.is_new
+        )
         publication.settle()
-        commit = opened.publish(actions)
-    published = next(action for action in commit.actions if isinstance(action, ModelAction))
-    remarks = remarks_on_promise(basis, fidelity, request)
+        commit = registry.publish(actions)
+    version = next(action.version for action in commit.actions if isinstance(action, ModelAction))
     return AddResult(
-        family=family,
-        registry=opened.url,
-        model=encoding.result(name, model, version=published.version, read=source.notices, remarks=remarks),
-        commit=commit.number,
+        family=family, registry=registry.url, model=stored.at_version(version), commit=commit.number
     )
 
 
@@ -182,15 +210,3 @@ def require_architecture(basis: Basis, checkpoint: Checkpoint, family: str) -> N
             f"{checkpoint.source} does not belong to family {family!r}: {newcomer.problem.message}",
             kind=newcomer.problem.kind,
         )
-
-
-def _model_action(family: str, task: str, model: EncodedModel, *, version: int, revision: int) -> ModelAction:
-    return ModelAction(
-        family=family,
-        task=task,
-        version=version,
-        basis_revision=revision,
-        digest=model.digest,
-        size_bytes=model.size_bytes,
-        exact=model.document.exact_digests is not None,
-    )

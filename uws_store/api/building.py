@@ -25,16 +25,15 @@ from uws_store.api.encoding import (
     put_objects,
     sizes_of,
 )
-from uws_store.builder import BasisBuilder, Fidelity, Members, Progress, piece_name, resumed
+from uws_store.builder import BasisBuilder, BuiltBasis, Fidelity, Members, Progress, piece_name, resumed
 from uws_store.device import each_device
 from uws_store.executors import Workers
 from uws_store.fidelity import Judge, ScoringRequest
 from uws_store.metadata.plan import PlanDocument
 from uws_store.nulls import Sharing
 from uws_store.registry import Publication
-from uws_store.storage import Storage
 
-__all__ = ["BuildRequest", "BuiltPart", "build_part"]
+__all__ = ["BuildRequest", "BuiltPart", "build_part", "store_basis"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,6 @@ def build_part(
     members: Members,
     request: BuildRequest,
     *,
-    storage: Storage,
     publication: Publication,
     pool: Workers,
     kept_bytes: int,
@@ -126,7 +124,7 @@ def build_part(
         The models.
     request : BuildRequest
         What was asked for.
-    storage, publication
+    publication : Publication
         Where objects go, and who protects them until they are published.
     pool : Workers
         Who works.
@@ -172,11 +170,8 @@ def build_part(
     built = judge.family_basis(builder) if judge else builder.build()
     if judge is not None:
         judge.settle(built.basis)
-    prefix = layout.basis_prefix(request.family, built.basis.digest)
-    is_new = put_objects(storage, prefix, built.objects)
-    publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
+    target = store_basis(built, family=request.family, publication=publication)
     members.checkpoints.drop()
-    target = FamilyTarget(storage, request.family, built.basis)
     basis_bytes, sharing, remarks = built.size_bytes, builder.sharing, builder.remarks
     del builder, built  # means and samples, of no more use
     stored: dict[str, StoredModel] = {}
@@ -189,6 +184,15 @@ def build_part(
             taken = sum(one.result.source_bytes for one in stored.values())
             progress("encoding", len(stored), len(members.checkpoints), taken)
     return BuiltPart(target, basis_bytes, sharing, stored, (*remarks, *(judge.remarks if judge else ())))
+
+
+def store_basis(built: BuiltBasis, *, family: str, publication: Publication) -> FamilyTarget:
+    """Store a basis's objects, and tell where its models go."""
+    storage = publication.storage
+    prefix = layout.basis_prefix(family, built.basis.digest)
+    is_new = put_objects(storage, prefix, built.objects)
+    publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
+    return FamilyTarget(storage, family, built.basis)
 
 
 def _encode_all(

@@ -15,7 +15,8 @@ import torch
 
 from uws_store import layout
 from uws_store.analysis import bases_of
-from uws_store.api.adding import require_architecture
+from uws_store.api.adding import publish_model, require_architecture
+from uws_store.api.building import store_basis
 from uws_store.api.encoding import (
     OVERHEAD_OPTION,
     EncodeJob,
@@ -26,9 +27,7 @@ from uws_store.api.encoding import (
     fidelity_of,
     option_of,
     overhead_of,
-    put_objects,
     remarks_on_promise,
-    sizes_of,
 )
 from uws_store.api.family import Family
 from uws_store.api.generation import basis_options, current_bases, nearest_basis, remarks_on_groups, share_of
@@ -37,7 +36,15 @@ from uws_store.api.opening import open_registry
 from uws_store.api.results import AddResult, ExtendResult
 from uws_store.api.stored import StoredCheckpoint
 from uws_store.basis import step_of
-from uws_store.builder import AnalysisCache, BasisBuilder, Members, Progress, available_bytes, parse_bytes
+from uws_store.builder import (
+    AnalysisCache,
+    BasisBuilder,
+    Fidelity,
+    Members,
+    Progress,
+    available_bytes,
+    parse_bytes,
+)
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
 from uws_store.device import each_device
 from uws_store.errors import IncompatibleError, InvalidInputError
@@ -143,60 +150,24 @@ def extend(
                 device=place,
             )
             built = builder.at_step(step)[0] if step is not None else builder.build()
-            prefix = layout.basis_prefix(family, built.basis.digest)
-            is_new = put_objects(opened.storage, prefix, built.objects)
-            publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
-            target = FamilyTarget(opened.storage, family, built.basis)
+            target = store_basis(built, family=family, publication=publication)
             parts.append(_Part(target, built.size_bytes, frozenset(tasks), builder.remarks))
             del builder, built
         members.checkpoints.drop()
-        devices = itertools.cycle(each_device(place))
-        jobs = [
-            EncodeJob(
-                members.checkpoints,
-                member.task,
-                part.target,
-                fidelity,
-                exact,
-                overhead_of(part.target.basis),
-                next(devices),
-            )
-            for member in new
-            for part in parts
-            if member.task in part.tasks
-        ]
-        done: dict[int, StoredModel] = {}
-        for index, model in pool.map(encode_and_store, jobs):
-            done[index] = model
-            prefix = layout.model_prefix(family, model.digest)
-            publication.stored(prefix, dict(model.objects), reused=not model.is_new)
-            if progress is not None:
-                taken = sum(one.result.source_bytes for one in done.values())
-                progress("encoding", len(done), len(jobs), taken)
-        models = [done[index] for index in range(len(jobs))]
+        models = _encode_new(
+            members,
+            [member.task for member in new],
+            parts,
+            fidelity=fidelity,
+            exact=exact,
+            pool=pool,
+            publication=publication,
+            progress=progress,
+            device=place,
+        )
 
         def actions(now: RegistryState) -> Sequence[Action]:
-            first = now.next_revision(family)
-            revision = {task: first + place for place, part in enumerate(parts) for task in part.tasks}
-            return [
-                *(
-                    BasisAction(
-                        family=family,
-                        revision=first + place,
-                        digest=part.target.basis.digest,
-                        size_bytes=part.basis_bytes,
-                    )
-                    for place, part in enumerate(parts)
-                ),
-                *(
-                    model.action(
-                        family,
-                        version=now.next_version(family, model.result.task),
-                        revision=revision[model.result.task],
-                    )
-                    for model in models
-                ),
-            ]
+            return _actions(now, family, parts, models)
 
         publication.settle()
         commit = opened.publish(actions)
@@ -287,23 +258,8 @@ def rebase(
         result = encoding.result(
             entry.task, encoded, version=1, remarks=remarks_on_promise(basis, fidelity, None)
         )
-
-    def actions(now: RegistryState) -> Sequence[Action]:
-        version = now.next_version(family, entry.task)
-        return [moved.action(family, version=version, revision=chosen.entry.revision)]
-
-    with Publication(opened.storage) as publication:
-        is_new = FamilyTarget(opened.storage, family, basis).put(encoded)
-        moved = StoredModel.of(result, encoded, is_new=is_new)
-        publication.stored(
-            layout.model_prefix(family, moved.digest), dict(moved.objects), reused=not moved.is_new
-        )
-        publication.settle()
-        commit = opened.publish(actions)
-    version = next(action.version for action in commit.actions if isinstance(action, ModelAction))
-    return AddResult(
-        family=family, registry=opened.url, model=moved.at_version(version), commit=commit.number
-    )
+    target = FamilyTarget(opened.storage, family, basis)
+    return publish_model(opened, target, encoded, result, revision=chosen.entry.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +270,72 @@ class _Part:
     basis_bytes: int
     tasks: frozenset[str]
     remarks: tuple[str, ...]
+
+
+def _encode_new(
+    members: Members,
+    tasks: Sequence[str],
+    parts: Sequence[_Part],
+    *,
+    fidelity: Fidelity,
+    exact: bool,
+    pool: Workers,
+    publication: Publication,
+    progress: Progress | None,
+    device: torch.device,
+) -> list[StoredModel]:
+    """Encode and store the new models, each on the basis that it is for; in the order of the zoos."""
+    devices = itertools.cycle(each_device(device))
+    jobs = [
+        EncodeJob(
+            members.checkpoints,
+            task,
+            part.target,
+            fidelity,
+            exact,
+            overhead_of(part.target.basis),
+            next(devices),
+        )
+        for task in tasks
+        for part in parts
+        if task in part.tasks
+    ]
+    done: dict[int, StoredModel] = {}
+    for index, model in pool.map(encode_and_store, jobs):
+        done[index] = model
+        prefix = layout.model_prefix(jobs[index].target.family, model.digest)
+        publication.stored(prefix, dict(model.objects), reused=not model.is_new)
+        if progress is not None:
+            taken = sum(one.result.source_bytes for one in done.values())
+            progress("encoding", len(done), len(jobs), taken)
+    return [done[index] for index in range(len(jobs))]
+
+
+def _actions(
+    now: RegistryState, family: str, parts: Sequence[_Part], models: Sequence[StoredModel]
+) -> list[Action]:
+    """What one commit says of a family's next bases, and of the models on them."""
+    first = now.next_revision(family)
+    revision = {task: first + place for place, part in enumerate(parts) for task in part.tasks}
+    return [
+        *(
+            BasisAction(
+                family=family,
+                revision=first + place,
+                digest=part.target.basis.digest,
+                size_bytes=part.basis_bytes,
+            )
+            for place, part in enumerate(parts)
+        ),
+        *(
+            model.action(
+                family,
+                version=now.next_version(family, model.result.task),
+                revision=revision[model.result.task],
+            )
+            for model in models
+        ),
+    ]
 
 
 def _newest(state: FamilyState) -> list[ModelEntry]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from uws_store import layout
 from uws_store.analysis import bases_of
 from uws_store.api.adapters import remarks_on_adapters
 from uws_store.api.building import BuildRequest, BuiltPart, build_part
+from uws_store.api.encoding import StoredModel
 from uws_store.api.generation import basis_options, remarks_on_groups, share_of
 from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
@@ -170,7 +172,7 @@ def build(
     fidelity = choose_fidelity(bits=bits, rel_error=rel_error, change_error=change_error, max_drop=max_drop)
     expect_models = expected(expect_models)
     decided = read_plan(plan) if isinstance(plan, str | Path) else plan
-    request = read_request(
+    scoring = read_request(
         evaluate=evaluate,
         search_evaluate=search_evaluate,
         metric=metric,
@@ -201,51 +203,37 @@ def build(
         groups = bases_of(members, fidelity=fidelity) if decided is None else (tuple(members.checkpoints),)
         _put_groups(opened.storage, family)
         publication = held.enter_context(Publication(opened.storage))
-        parts: list[BuiltPart] = []
+        request = BuildRequest(
+            family=family,
+            fidelity=fidelity,
+            scoring=scoring,
+            exact=exact,
+            exact_overhead=asked,
+            expect_models=expect_models,
+            max_decode_flops_per_weight=max_decode_flops_per_weight,
+            plan=decided,
+            work_folder=cache_folder() / "builds",
+            restart=restart,
+            progress=progress,
+            device=place,
+        )
         owns: list[Members] = []
+        parts: list[BuiltPart] = []
         for number, tasks in enumerate(groups, 1):
-            own = members if len(groups) == 1 else members.part(tasks)
-            part = build_part(
-                own,
-                BuildRequest(
-                    family=family,
-                    fidelity=fidelity,
-                    scoring=request,
-                    exact=exact,
-                    exact_overhead=asked,
-                    expect_models=share_of(expect_models, len(tasks), len(members.checkpoints)),
-                    max_decode_flops_per_weight=max_decode_flops_per_weight,
-                    plan=decided,
-                    work_folder=cache_folder() / "builds",
-                    restart=restart,
-                    progress=progress,
-                    device=place,
-                ),
-                storage=opened.storage,
-                publication=publication,
-                pool=pool,
-                kept_bytes=projection.room_bytes(pool.width, limit),
-                options=basis_options(number, len(groups)),
-            )
-            parts.append(part)
-            owns.append(own)
-        revision = {task: number for number, tasks in enumerate(groups, 1) for task in tasks}
-        stored = {task: model for part in parts for task, model in part.models.items()}
-        in_order = [stored[task] for task in members.checkpoints]
-        actions: list[Action] = [
-            FamilyAction(family=family, architecture=members.report.digest),
-            *(
-                BasisAction(
-                    family=family,
-                    revision=number,
-                    digest=part.target.basis.digest,
-                    size_bytes=part.basis_bytes,
+            owns.append(members if len(groups) == 1 else members.part(tasks))
+            models = share_of(expect_models, len(tasks), len(members.checkpoints))
+            parts.append(
+                build_part(
+                    owns[-1],
+                    replace(request, expect_models=models),
+                    publication=publication,
+                    pool=pool,
+                    kept_bytes=projection.room_bytes(pool.width, limit),
+                    options=basis_options(number, len(groups)),
                 )
-                for number, part in enumerate(parts, 1)
-            ),
-            *(model.action(family, version=1, revision=revision[model.result.task]) for model in in_order),
-        ]
-        results = [model.at_version(1) for model in in_order]
+            )
+        stored = {task: model for part in parts for task, model in part.models.items()}
+        actions = _actions(family, members, parts, [stored[task] for task in members.checkpoints])
 
         def all_actions(state: RegistryState) -> Sequence[Action]:
             _require_new(state, family)
@@ -256,11 +244,9 @@ def build(
         for own in owns:
             if own.work is not None:
                 own.work.clear()
+        results = [stored[task].at_version(1) for task in members.checkpoints]
         found = [part.sharing for part in parts if part.sharing is not None]
         sharing = found[0] if len(found) == 1 else pooled(found)
-        outliers: dict[str, tuple[str, ...]] = {}
-        for own in owns:
-            outliers |= own.outliers
         return BuildResult(
             family=family,
             registry=opened.url,
@@ -269,7 +255,7 @@ def build(
             models=tuple(results),
             odd_tensors=dict(members.odd),
             skipped=members.skipped,
-            outliers=outliers,
+            outliers={task: tensors for own in owns for task, tensors in own.outliers.items()},
             shares=sharing.shares if sharing else None,
             sharing=str(sharing) if sharing else "",
             groups=groups,
@@ -283,6 +269,23 @@ def build(
             ),
             projected_memory_bytes=projection.with_room_bytes(pool.width, limit),
         )
+
+
+def _actions(
+    family: str, members: Members, parts: Sequence[BuiltPart], models: Sequence[StoredModel]
+) -> list[Action]:
+    """What one commit says of a new family: its bases by number, and every model on its own."""
+    revision = {task: number for number, part in enumerate(parts, 1) for task in part.models}
+    return [
+        FamilyAction(family=family, architecture=members.report.digest),
+        *(
+            BasisAction(
+                family=family, revision=number, digest=part.target.basis.digest, size_bytes=part.basis_bytes
+            )
+            for number, part in enumerate(parts, 1)
+        ),
+        *(model.action(family, version=1, revision=revision[model.result.task]) for model in models),
+    ]
 
 
 def _require_new(state: RegistryState, family: str) -> None:

@@ -5,19 +5,19 @@ Owns every use of `huggingface_hub`. Must not know paths of ours, storages or er
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
+from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-__all__ = ["HubRepo", "RepoFileInfo"]
+__all__ = ["HubRepo", "RepoFileInfo", "Sink"]
 
 _TIMEOUT_S = 60
 _PARTIAL_CONTENT = 206
@@ -37,6 +37,18 @@ class RepoFileInfo:
 
     size: int
     modified: float | None
+
+
+class Sink(Protocol):
+    """What takes an answer in pieces."""
+
+    def take(self, piece: bytes) -> bool:
+        """Take a piece; False when nothing further is wanted."""
+        ...
+
+    def data(self) -> bytes:
+        """All that was taken."""
+        ...
 
 
 class HubRepo:
@@ -91,13 +103,19 @@ class HubRepo:
         except RepositoryNotFoundError:
             self._api.create_repo(repo_id=self.repo_id, repo_type=self._type, private=private, exist_ok=True)
 
-    def fetch(self, path: str, start: int | None, end: int | None) -> tuple[bytes, bool]:
+    def fetch(
+        self, path: str, start: int | None, end: int | None, *, sink: Callable[[bool, str | None], Sink]
+    ) -> bytes:
         """Read a file or a range of it.
 
-        Returns
-        -------
-        tuple of bytes and bool
-            What came, and whether it is all of the file.
+        Parameters
+        ----------
+        path : str
+            The file.
+        start, end : int or None
+            The range.
+        sink : callable
+            Told whether the answer is the range alone, and how it is compressed, gives what takes its pieces.
         """
         headers = {
             **build_hf_headers(token=self._token, library_name="uws-store"),
@@ -114,12 +132,21 @@ class HubRepo:
             repo_type=self._type,
         )
         with _files():
-            response = http_backoff(
+            answer = http_stream_backoff(
                 "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S, max_retries=3
             )
-            hf_raise_for_status(response)
-        partial = response.status_code == _PARTIAL_CONTENT
-        return bytes(response.content), not partial
+            with answer as response:
+                if response.is_error:
+                    response.read()
+                hf_raise_for_status(response)
+                taking = sink(
+                    response.status_code == _PARTIAL_CONTENT, response.headers.get("Content-Encoding")
+                )
+                for piece in response.iter_raw():
+                    if not taking.take(piece):
+                        break
+                return taking.data()
+        raise AssertionError("an answer or an error")
 
     def info(self, paths: Collection[str], *, times: bool = False) -> dict[str, RepoFileInfo | None]:
         """Ask for files and folders by their paths: those that exist, with None for a folder."""

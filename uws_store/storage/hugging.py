@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import tenacity
 
+from uws_store.storage.bounded import Wanted, require_plain
 from uws_store.storage.faults import fault_of
 from uws_store.storage.remote import Backend, ObjectInfo, RemoteStorage
 
@@ -72,12 +73,15 @@ class HubBackend(Backend):
         """See :meth:`Backend.fetch`."""
         path = _path(key)
         staged = self._staged.get(path)
-        data, is_whole = (
-            (staged.read_bytes(), True) if staged is not None else self._repo.fetch(path, start, end)
-        )
-        if not is_whole or start is None:
-            return data
-        return data[start:] if end is None else data[start:end]
+        if staged is not None:
+            data = staged.read_bytes()
+            return data if start is None else data[start:end]
+
+        def sink(is_part: bool, encoding: str | None) -> Wanted:  # noqa: FBT001 - told, not chosen
+            require_plain(encoding)
+            return Wanted(start, end, is_part=is_part)
+
+        return self._repo.fetch(path, start, end, sink=sink)
 
     def info(self, key: str) -> ObjectInfo:
         """See :meth:`Backend.info`; the time is that of the commit that last changed the file."""

@@ -14,6 +14,7 @@ import tenacity
 from fsspec.asyn import sync
 
 from uws_store.errors import StorageError
+from uws_store.storage.bounded import Wanted, require_plain
 from uws_store.storage.faults import fault_of
 from uws_store.storage.remote import Backend, ObjectInfo
 
@@ -55,7 +56,8 @@ class WebBackend(Backend):
         from fsspec.implementations.http import HTTPFileSystem  # noqa: PLC0415 - needs aiohttp
 
         timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_TIMEOUT_S, sock_read=_READ_TIMEOUT_S)
-        client = {"timeout": timeout, **options.pop("client_kwargs", {})}
+        # What a server compresses all the same is refused, and not unpacked to see how long it is.
+        client = {"timeout": timeout, "auto_decompress": False, **options.pop("client_kwargs", {})}
         self._files = HTTPFileSystem(client_kwargs=client, **options)
         # Ranges are of the bytes as stored, so nothing is to be compressed on the way.
         self._headers = {**(headers or {}), "Accept-Encoding": "identity"}
@@ -100,11 +102,12 @@ class WebBackend(Backend):
             headers["Range"] = f"bytes={start}" if start < 0 else f"bytes={start}-{last}"
         async with session.get(_address(key), headers=headers) as answer:
             answer.raise_for_status()
-            data: bytes = await answer.read()
-            if start is not None and answer.status != _PARTIAL_CONTENT:
-                # Cut here, where it is known that all of it came.
-                data = data[start:] if end is None else data[start:end]
-            return data
+            require_plain(answer.headers.get("Content-Encoding"))
+            wanted = Wanted(start, end, is_part=answer.status == _PARTIAL_CONTENT)
+            async for piece in answer.content.iter_any():
+                if not wanted.take(piece):
+                    break
+            return wanted.data()
 
     async def _head(self, key: str) -> ObjectInfo:
         session = await self._files.set_session()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from build_in_process import build_in_process
 from zoo_support import make_zoo, same_bits
 
 import uws_store
+from uws_store.api import plan
 from uws_store.builder import BuiltBasis, Fidelity, Members, build_basis, fit, members
 from uws_store.builder.memory import MemoryProjection, parse_bytes
 from uws_store.checkpoint import Checkpoint, scan_zoo
@@ -33,8 +35,23 @@ def test_the_measured_peak_is_below_the_projection_and_above_half_of_it(
     assert told["peak"] <= told["projected"] <= 2 * told["peak"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
+@pytest.mark.parametrize(
+    ("shapes", "models"),
+    [({"a.weight": (4608, 96)}, 6), ({f"{index}.weight": (32, 48) for index in range(48)}, 6)],
+    ids=["side above 4096", "many tensors"],
+)
+def test_the_peak_is_below_the_projection_for_wide_sides_and_for_many_tensors(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], models: int
+) -> None:
+    zoo = make_zoo(tmp_path / "zoo", models=models, shapes=shapes)
+    told = build_in_process(zoo, tmp_path / "registry", options={"workers": 2, "change_error": 0.1})
+    assert told["peak"] <= told["projected"] <= 2 * told["peak"]
+
+
+@pytest.mark.parametrize("job", ["build", "plan"])
 def test_a_build_that_cannot_fit_is_refused_before_it_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
 ) -> None:
     zoo = make_zoo(tmp_path / "zoo", shapes=WIDE)
 
@@ -42,8 +59,14 @@ def test_a_build_that_cannot_fit_is_refused_before_it_reads(
         raise AssertionError("a tensor was read")
 
     monkeypatch.setattr(SafetensorsFile, "_read", refuse)
+    jobs: dict[str, Callable[[], object]] = {
+        "build": lambda: uws_store.build(
+            zoo, family="f", registry=str(tmp_path / "registry"), memory="100MiB"
+        ),
+        "plan": lambda: plan(zoo, memory="100MiB"),
+    }
     with pytest.raises(MemoryLimitError) as caught:
-        uws_store.build(zoo, family="f", registry=str(tmp_path / "registry"), memory="100MiB")
+        jobs[job]()
     assert caught.value.kind == "memory-limit/build"
     assert "GiB" in caught.value.message
 
@@ -74,6 +97,41 @@ def test_five_hundred_vits_fit_a_machine_of_24_gib() -> None:
         base_bytes=400 << 20,
     )
     assert projection.peak_bytes(2) < 24 << 30
+
+
+def test_a_family_of_large_language_models_is_refused_with_the_figures() -> None:
+    block = (
+        (4096, 4096),
+        (1024, 4096),
+        (1024, 4096),
+        (4096, 4096),
+        (14336, 4096),
+        (14336, 4096),
+        (4096, 14336),
+    )
+    projection = MemoryProjection(
+        (block + ((1, 4096),) * 2) * 32 + ((128256, 4096), (128256, 4096), (1, 4096)),
+        50,
+        1,
+        source_bytes=2,
+        exact=False,
+        pinned_bytes=0,
+        base_bytes=400 << 20,
+    )
+    with pytest.raises(MemoryLimitError) as caught:
+        projection.fitting_workers(2, 24 << 30)
+    assert f"{projection.peak_bytes(1) / 2**30:.2f} GiB" in caught.value.message
+    assert "may take 24.00 GiB" in caught.value.message
+    assert "525,336,576 elements in each of 50 models" in caught.value.message
+
+
+def test_moments_of_a_wide_side_are_projected_block_by_block() -> None:
+    def needed(size: int) -> int:
+        return MemoryProjection(
+            ((size, 1),), 8, 1, source_bytes=4, exact=False, pinned_bytes=0, base_bytes=0
+        ).deriving_bytes(1)
+
+    assert needed(100_000) - needed(50_000) >= 50_000 * 256 * 8
 
 
 @pytest.mark.parametrize(

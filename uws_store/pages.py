@@ -7,6 +7,8 @@ arrays.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +21,8 @@ _PAGE_BITS = 160.0
 _BIN_BITS = 20.0
 _EXACT = 15
 _OCTAVES = 64
-_WIDTH = 2 * (_EXACT + _OCTAVES) + 1
+_MIDDLE = _EXACT + _OCTAVES
+_WIDTH = 2 * _MIDDLE + 1
 
 
 def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
@@ -43,9 +46,14 @@ def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
     pieces = -(-count // piece)
     if pieces < 2:
         return [count] if count else []
-    symbols, extra_bits = _symbols(values)
-    index = np.arange(count) // piece * _WIDTH + symbols
-    counts = np.bincount(index, minlength=pieces * _WIDTH).reshape(pieces, _WIDTH).astype(np.float64)
+    extra_bits = _extra_bits()
+    # Piece by piece: the symbols of all would take several times what the integers do.
+    counts = np.stack(
+        [
+            np.bincount(_symbols(values[start : start + piece]), minlength=_WIDTH)
+            for start in range(0, count, piece)
+        ]
+    ).astype(np.float64)
     histograms = list(counts)
     sizes = [piece] * (pieces - 1) + [count - piece * (pieces - 1)]
     alone = _costs(counts, extra_bits)
@@ -64,14 +72,32 @@ def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
     return sizes
 
 
-def _symbols(values: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Give every small integer a symbol of its own, larger ones one per octave and sign; and each symbol's other bits."""
+def _extra_bits() -> npt.NDArray[np.float64]:
+    """Bits of each symbol besides its own: which of the integers of an octave it is."""
     extra_bits = np.zeros(_WIDTH)
-    middle = _EXACT + _OCTAVES
     octaves = np.arange(1, _OCTAVES + 1)
-    extra_bits[middle + _EXACT + octaves] = extra_bits[middle - _EXACT - octaves] = octaves - 1
+    extra_bits[_MIDDLE + _EXACT + octaves] = extra_bits[_MIDDLE - _EXACT - octaves] = octaves - 1
+    return extra_bits
+
+
+@functools.cache
+def _symbols_of_words(kind: str) -> npt.NDArray[np.int64]:
+    """The symbols of all 16-bit integers, by their bits."""
+    words: npt.NDArray[np.integer] = np.arange(1 << 16, dtype=np.uint16).view(f"{kind}2")
+    return _computed(words)
+
+
+def _symbols(values: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Give every small integer a symbol of its own, larger ones one per octave and sign."""
+    if values.dtype.itemsize == 2:
+        symbols: npt.NDArray[np.int64] = _symbols_of_words(values.dtype.kind)[values.view(np.uint16)]
+        return symbols
+    return _computed(values)
+
+
+def _computed(values: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     if values.dtype.kind == "u":
-        small = np.minimum(values, np.array(_EXACT, values.dtype)).astype(np.int64)
+        small: npt.NDArray[np.int64] = np.minimum(values, np.array(_EXACT, values.dtype)).astype(np.int64)
         large = np.flatnonzero(values > _EXACT)
     else:
         small = np.clip(values, -_EXACT, _EXACT).astype(np.int64)
@@ -79,7 +105,8 @@ def _symbols(values: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.int64], np
     if large.size:
         exponents = np.frexp(np.abs(values[large].astype(np.float64)))[1]
         small[large] += np.sign(small[large]) * np.minimum(exponents, _OCTAVES)
-    return small + middle, extra_bits
+    small += _MIDDLE
+    return small
 
 
 def _costs(

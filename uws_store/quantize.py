@@ -53,7 +53,8 @@ def preserving_offset(coefficients: torch.Tensor, step: float) -> float:
         return 0.5
     fraction = scaled - torch.floor(scaled)
     # Raising by one where the fraction is at least 1 - offset adds |t| there; what is missing is sum |t| fraction.
-    bins = torch.clamp((fraction * _BINS).to(torch.int64), max=_BINS - 1)
+    # Below _BINS: a fraction is below one, and times a power of two is exact.
+    bins = (fraction * _BINS).to(torch.int64)
     raised = _binned(bins, scaled.to(torch.float64)).flip(0).cumsum(0)
     wanted = torch.dot(scaled.to(torch.float64), fraction.to(torch.float64)).cpu()
     offset = (int(torch.searchsorted(raised, wanted)) + 1) / _BINS
@@ -106,7 +107,7 @@ def least_error_offset(coefficients: torch.Tensor, step: float) -> float:
     """
     if not coefficients.numel():
         return 0.5
-    small = float((coefficients.abs() < _SMALL * step).to(torch.float64).mean())
+    small = int((coefficients.abs() < _SMALL * step).count_nonzero()) / coefficients.numel()
     return min(0.5, max(0.3, 0.575 - 0.3 * small))
 
 
@@ -139,10 +140,11 @@ def quantise(
     if offset is None:
         find = preserving_offset if rounding == "length" else least_error_offset
         offset = find(coefficients, step)
-    whole = torch.floor(coefficients.abs() / step + offset)
+    # In place: these are passes over whole models.
+    whole = coefficients.abs().div_(step).add_(offset).floor_()
     if whole.numel() and not bool(whole.max() < _LIMIT):
         raise InvalidInputError(
             "a coefficient needs more than 32 bits at this step", kind="invalid-input/range"
         )
     # -0.0 would be kept apart from 0.0 by the sign; whole numbers have one zero.
-    return torch.copysign(whole, coefficients) + 0.0
+    return whole.copysign_(coefficients).add_(0.0)

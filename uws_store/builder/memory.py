@@ -6,7 +6,9 @@ arrays as the code holds them; what allocators waste is one factor. Must not kno
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 from uws_store.builder.fit import held_members
 from uws_store.errors import InvalidInputError, MemoryLimitError
 
-__all__ = ["MemoryProjection", "available_bytes", "parse_bytes", "resident_bytes"]
+__all__ = ["MemoryProjection", "available_bytes", "give_back", "parse_bytes", "resident_bytes"]
 
 _WASTE = 1.2
 _REAL = 8
@@ -26,8 +28,8 @@ _WORKER_BYTES = 450 << 20
 _LAZY_BYTES = 160 << 20
 """What libraries take when they are first used."""
 
-_FULL_SIDE = 1024
-"""Extent of a side beyond which its factor is in blocks."""
+_FULL_SIDE, _WIDE_BLOCK = 1024, 256
+"""Extent of a side beyond which its factor is in blocks, and how wide these are at most."""
 
 _FOLDS, _FOLDED_MODELS, _FOLDED_ELEMENTS = 4, 16, 1 << 18
 """How often the planner fits a tensor that is this small at most."""
@@ -79,6 +81,16 @@ def resident_bytes() -> int:
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration, ValueError, IndexError):
         return _UNKNOWN_BASE_BYTES
+
+
+def give_back() -> None:
+    """Return what this process has freed to the system, where its allocator can be told to.
+
+    The C library keeps what a thread freed for that thread: after work in several threads, much memory is nobody's.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +225,7 @@ class MemoryProjection:
     def _fit_bytes(self, m: int, n: int) -> int:
         held = held_members(m * n, self.members)
         # The changes, the planner's own copy, and what it measures a candidate with; moments and their eigenvectors.
-        sides = min(m, _FULL_SIDE) ** 2 + min(n, _FULL_SIDE) ** 2
+        sides = sum(size * (size if size <= _FULL_SIDE else _WIDE_BLOCK) for size in (m, n))
         # A small zoo is fitted several times over, and each of these fits keeps its moments and factors.
         folds = _FOLDS if held <= _FOLDED_MODELS and m * n <= _FOLDED_ELEMENTS else 1
         return _REAL * (m * n * (2 * held + 16) + (4 + 4 * folds) * sides)

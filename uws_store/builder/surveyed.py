@@ -20,6 +20,7 @@ from uws_store.builder.encode import encode_model
 from uws_store.builder.fit import FitJob, TensorFit, fit_tensor
 from uws_store.builder.guard import beaten_by_plain
 from uws_store.builder.members import Members
+from uws_store.builder.memory import give_back
 from uws_store.builder.planning import factors_in_vain
 from uws_store.builder.progress import Progress
 from uws_store.builder.search import Fidelity
@@ -155,6 +156,7 @@ class SurveyedZoo:
             size_bytes += self.members.size_bytes(fit.survey.name, fit.survey.usable)
             report("fitting", len(fits), len(coded), size_bytes)
         made = [fits[index] for index in range(len(coded))]
+        give_back()
         if len(made) == self.coded_tensors:
             made = self.guarded(made, step, report)
         return made

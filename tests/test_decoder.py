@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from zoo_support import make_zoo, same_bits
 
 import uws_store
-from uws_store.basis import Decoder, StoredTensor, TensorBasis, wide
+from uws_store.basis import Decoder, StoredTensor, TensorBasis, digits, wide
+from uws_store.basis.digits import byte_products_are_exact
 from uws_store.basis.positions import PoolPositions, TensorPositions, positions_of
 from uws_store.basis.stack import Stack, fits_float32, rounded
-from uws_store.basis.wide import WideTensor, byte_products_are_exact
+from uws_store.basis.wide import WideTensor
 from uws_store.canonical import Step
 from uws_store.dtypes import DTYPES, DType
 from uws_store.entropy import significance_order
@@ -124,7 +125,8 @@ def test_byte_products_give_the_canonical_bits(
 def test_byte_products_give_the_same_bits_panel_by_panel(
     monkeypatch: pytest.MonkeyPatch, left: tuple[int, int] | None, right: tuple[int, int] | None, largest: int
 ) -> None:
-    monkeypatch.setattr(wide, "_PANEL", 90 * 32)
+    for module in (wide, digits):
+        monkeypatch.setattr(module, "PANEL", 90 * 32)
     monkeypatch.setattr(wide, "_PANEL_STEP", 16)
     rng = np.random.default_rng(largest)
     tensor = _tensor(rng, matrix=(90, 200), left=left, right=right)

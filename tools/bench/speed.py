@@ -29,9 +29,10 @@ from torch import Tensor
 
 import uws_store
 from uws_store import layout
+from uws_store.basis.digits import byte_products_are_exact
 from uws_store.basis.stack import Stack, rounded
 from uws_store.basis.tensor import StoredTensor
-from uws_store.basis.wide import WideTensor, byte_products_are_exact
+from uws_store.basis.wide import WideTensor
 from uws_store.canonical import Step
 from uws_store.dtypes import DTYPES
 from uws_store.entropy import decode_integers, encode_integers, significance_order

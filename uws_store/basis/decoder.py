@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from uws_store.basis.digits import byte_products_are_exact
 from uws_store.basis.opened import Basis
 from uws_store.basis.positions import KEPT_INDEX
 from uws_store.basis.stack import Decode, Stack, fits_float32, rounded
-from uws_store.basis.wide import WideTensor, byte_products_are_exact
+from uws_store.basis.wide import WideTensor
 from uws_store.canonical import Step
 from uws_store.dtypes import DType
 

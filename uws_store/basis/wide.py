@@ -3,37 +3,30 @@
 Owns the exact integer form of section 11 of ``spec/uws-1.md``: operands are split into signed digits of 8 bits, each
 product of digits is summed in 32-bit integers and never rounds, and the sums are put together in float64. On CPUs
 with dot products of bytes this is several times faster than float64 products and gives the same bits. Works panel by
-panel, so that what it needs beside the result stays small. Whether the machine's byte products are exact is tried
-once, since some saturate on the way. Knows nothing about storage or models.
+panel, so that what it needs beside the result stays small. Knows nothing about storage or models.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from uws_store.basis.digits import PANEL, SCRATCH, Digit, digits_of, left_product, peak_of, right_product
 from uws_store.basis.stack import rounded
 from uws_store.basis.tensor import StoredTensor
 from uws_store.canonical import EXACT_LIMIT, FRACTION_BITS, Step, power_of_two
 from uws_store.dtypes import DType
 from uws_store.subspace import QuantisedSide, block_extents
 
-__all__ = ["WideTensor", "byte_products_are_exact"]
+__all__ = ["WideTensor"]
 
-_DIGIT = 256
-_SPARED = 0.9
 _LIMIT = float(1 << 30)
 _INT16_LIMIT = float((1 << 15) - 128)
 _INT32_LIMIT = float(1 << 31)
 _FLOAT32_LIMIT = float(1 << 24)
-# Elements that are worked on at a time: their float64 values fit a core's own cache, or nearly.
-_PANEL = 1 << 18
 _PANEL_STEP = 128
 # Sums of products of digits stay in 32 bits up to this many terms: 2^14 * 2^16 < 2^31.
 _MAX_TERMS = 1 << 16
@@ -68,23 +61,6 @@ class _Side:
     def lift(self) -> torch.Tensor:
         """2**(grid - exponent) of each column, float64: what puts the columns on one grid."""
         return power_of_two(self.grid - self.exponents)
-
-
-@functools.cache
-def byte_products_are_exact() -> bool:
-    """Whether this machine multiplies matrices of signed bytes into 32-bit integers without rounding or saturating."""
-    try:
-        extremes = torch.full((64, 64), 127, dtype=torch.int8)
-        extremes[::2] = -128
-        mixed = torch.arange(64 * 64, dtype=torch.int32).reshape(64, 64).to(torch.int8)
-        for first in (extremes, extremes.T.contiguous(), mixed):
-            for second in (extremes, mixed, mixed.T.contiguous()):
-                wide = first.to(torch.int64) @ second.to(torch.int64)
-                if not torch.equal(torch._int_mm(first, second).to(torch.int64), wide):  # noqa: SLF001
-                    return False
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
-    return True
 
 
 class WideTensor:
@@ -154,14 +130,14 @@ class WideTensor:
             digits = [] if lifted_pq is None else self._core_digits(lifted_pq[panel.core_rows])
             for columns in self._column_panels(panel.rows.stop - panel.rows.start):
                 mean_rw = self._mean[panel.rows, columns]
-                values_rw = _SCRATCH.like(mean_rw, torch.float64, "values").copy_(mean_rw).mul_(mean_unit)
+                values_rw = SCRATCH.like(mean_rw, torch.float64, "values").copy_(mean_rw).mul_(mean_unit)
                 if lifted_pq is not None:
                     change = self._change(panel, digits, lifted_pq, columns)
                     if change is None:
                         return None
                     integers_rw, exponent = change
                     # Widened on its own: an addition of two types takes three times as long.
-                    change_rw = _SCRATCH.like(integers_rw, torch.float64, "change").copy_(integers_rw)
+                    change_rw = SCRATCH.like(integers_rw, torch.float64, "change").copy_(integers_rw)
                     values_rw.add_(change_rw, alpha=math.ldexp(unit, -exponent))
                 out_mn[panel.rows, columns] = rounded(values_rw, dtype, decode="canonical")
         return out_mn.reshape(self.record.shape)
@@ -170,7 +146,7 @@ class WideTensor:
         """Rows that are made together: a block of the left factor, which needs its own rows of the core alone."""
         m, n = self.matrix
         if self._left is None:
-            height = max(1, _PANEL // n)
+            height = max(1, PANEL // n)
             for start in range(0, m, height):
                 rows = slice(start, min(start + height, m))
                 yield _RowPanel(rows, rows, None)
@@ -182,9 +158,9 @@ class WideTensor:
             row, core_row = row + height, core_row + rank
 
     def _column_panels(self, height: int) -> Iterator[slice]:
-        """Columns that are made together: whole blocks of the right factor, about ``_PANEL`` elements."""
+        """Columns that are made together: whole blocks of the right factor, about ``PANEL`` elements."""
         n = self.matrix[1]
-        width = max(_PANEL // height // _PANEL_STEP, 1) * _PANEL_STEP
+        width = max(PANEL // height // _PANEL_STEP, 1) * _PANEL_STEP
         if self._right is not None and len(self._right.blocks) > 1:
             width = max(1, width // self._right.block) * self._right.block
         for start in range(0, n, width):
@@ -195,19 +171,19 @@ class WideTensor:
         if self._right is None:
             return core_pq
         lift_q = self._right.lift
-        peak = _peak(core_pq) * float(lift_q.max())
+        peak = peak_of(core_pq) * float(lift_q.max())
         if peak >= _LIMIT:
             return None
         narrow = torch.int8 if peak <= 127 else torch.int16 if peak < _INT16_LIMIT else torch.int32
         lifted_pq = core_pq.to(narrow)
         return lifted_pq if float(lift_q.max()) == 1.0 else lifted_pq * lift_q.to(narrow)
 
-    def _core_digits(self, lifted_rq: torch.Tensor) -> list[_Digit]:
+    def _core_digits(self, lifted_rq: torch.Tensor) -> list[Digit]:
         # Few rows of a core are large.
-        return [] if self._right is None else list(_digits(lifted_rq, _peak(lifted_rq), spared_from=1))
+        return [] if self._right is None else list(digits_of(lifted_rq, peak_of(lifted_rq), spared_from=1))
 
     def _change(
-        self, panel: _RowPanel, digits: Sequence[_Digit], lifted_pq: torch.Tensor, columns: slice
+        self, panel: _RowPanel, digits: Sequence[Digit], lifted_pq: torch.Tensor, columns: slice
     ) -> tuple[torch.Tensor, int] | None:
         """What a panel is changed by, before the step: whole numbers, and the exponent of their unit."""
         if self._right is None:
@@ -222,15 +198,15 @@ class WideTensor:
         whole_kw = self._on_left_grid(first_rw, self._left.lift[panel.core_rows, None])
         if whole_kw is None:
             return None
-        peak = _peak(whole_kw)
+        peak = peak_of(whole_kw)
         # No digit, times what it counts, is beyond this.
         largest = self._left.reach * (2 * peak + 512)
         if largest >= EXACT_LIMIT:
             return None
-        total_rw = _left_product(panel.block_kr, whole_kw, peak=peak, narrow=largest < _INT32_LIMIT)
+        total_rw = left_product(panel.block_kr, whole_kw, peak=peak, narrow=largest < _INT32_LIMIT)
         return total_rw, exponent + self._left.grid
 
-    def _first(self, digits: Sequence[_Digit], columns: slice, *, narrow: bool) -> tuple[torch.Tensor, int]:
+    def _first(self, digits: Sequence[Digit], columns: slice, *, narrow: bool) -> tuple[torch.Tensor, int]:
         """Some columns of the rounded first product, whole numbers, and the exponent of their unit.
 
         On a grid that is no finer than what the first product keeps there is nothing to round.
@@ -238,29 +214,29 @@ class WideTensor:
         right = self._right
         assert right is not None
         if len(right.blocks) == 1:
-            total_rw = _right_product(digits, right.blocks[0][columns], slice(None), narrow=narrow)
+            total_rw = right_product(digits, right.blocks[0][columns], slice(None), narrow=narrow)
         else:
             rank = right.blocks[0].shape[1]
             parts = []
             for index in range(columns.start // right.block, -(-columns.stop // right.block)):
                 block = right.blocks[index]
                 own = slice(index * rank, index * rank + block.shape[1])
-                parts.append(_right_product(digits, block, own, narrow=narrow))
+                parts.append(right_product(digits, block, own, narrow=narrow))
             total_rw = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         if right.grid <= FRACTION_BITS:
             return total_rw, right.grid
         # Integers below 2^24 are exact in float32, and so is their division by a power of two.
-        exact = torch.float32 if narrow and _peak(total_rw) < _FLOAT32_LIMIT else torch.float64
-        real_rw = _SCRATCH.like(total_rw, exact, "first").copy_(total_rw)
+        exact = torch.float32 if narrow and peak_of(total_rw) < _FLOAT32_LIMIT else torch.float64
+        real_rw = SCRATCH.like(total_rw, exact, "first").copy_(total_rw)
         return real_rw.mul_(math.ldexp(1.0, FRACTION_BITS - right.grid)).round_(), FRACTION_BITS
 
     def _on_left_grid(self, first_kw: torch.Tensor, lift_k1: torch.Tensor) -> torch.Tensor | None:
         """The first product with its rows on the left factor's grid, in 16 or 32 bits; None beyond 30."""
         highest = float(lift_k1.max())
-        peak = _peak(first_kw) * highest
+        peak = peak_of(first_kw) * highest
         if peak >= _LIMIT:
             first_kw = first_kw.to(torch.float64) * lift_k1
-            peak, highest = _peak(first_kw), 1.0
+            peak, highest = peak_of(first_kw), 1.0
             if peak >= _LIMIT:
                 return None
         narrow = torch.int16 if peak < _INT16_LIMIT else torch.int32
@@ -279,128 +255,3 @@ class _RowPanel:
     rows: slice
     core_rows: slice
     block_kr: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Digit:
-    """A signed digit of 8 bits of some integers.
-
-    Attributes
-    ----------
-    weight : int
-        What it counts.
-    peak : float
-        The most it can be.
-    rows : torch.Tensor or None
-        Which rows have it; None for all.
-    values : torch.Tensor
-        int8, (rows x k).
-    """
-
-    weight: int
-    peak: float
-    rows: torch.Tensor | None
-    values: torch.Tensor
-
-
-class _Scratch(threading.local):
-    """A thread's buffers, used panel after panel: memory that was never used has to be given by the system first."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, torch.dtype], torch.Tensor] = {}
-
-    def like(self, other: torch.Tensor, dtype: torch.dtype, what: str) -> torch.Tensor:
-        """A buffer of another tensor's shape; its contents are whatever they are."""
-        count = other.numel()
-        if count > 2 * _PANEL:
-            return torch.empty(other.shape, dtype=dtype)
-        held = self._held.get((what, dtype))
-        if held is None or len(held) < count:
-            held = self._held[what, dtype] = torch.empty(max(count, _PANEL), dtype=dtype)
-        return held[:count].view(other.shape)
-
-
-_SCRATCH = _Scratch()
-
-
-def _peak(values: torch.Tensor) -> float:
-    if values.numel() == 0:
-        return 0.0
-    low, high = torch.aminmax(values)
-    return max(-float(low), float(high))
-
-
-def _digits(values_rk: torch.Tensor, peak: float, *, spared_from: int) -> Iterator[_Digit]:
-    """Split 32-bit integers into signed digits of 8 bits, lowest first.
-
-    Parameters
-    ----------
-    values_rk : torch.Tensor
-        Integers, at most ``peak`` in size.
-    peak : float
-        Below 2**30 for int32, 2**15 - 128 for int16, 2**7 for int8.
-    spared_from : int
-        From this digit on, rows that have none are left out.
-    """
-    rows: torch.Tensor | None = None
-    weight = 1
-    for place in itertools.count():
-        if place >= spared_from:
-            held = (values_rk.amax(1) > 0) | (values_rk.amin(1) < 0)
-            count = int(held.sum())
-            if count == 0:
-                return
-            if count < _SPARED * len(held):
-                index = held.nonzero().squeeze(1)
-                values_rk = values_rk[index]
-                rows = index if rows is None else rows[index]
-        # The lowest byte, as a signed number.
-        yield _Digit(weight, min(peak, 128.0), rows, values_rk.to(torch.int8))
-        # What is left above that digit: (v - digit) / 256 is (v + 128) // 256.
-        peak = (peak + 128) // _DIGIT
-        if peak < 1:
-            return
-        values_rk = (values_rk + 128).bitwise_right_shift_(8)
-        weight *= _DIGIT
-
-
-def _right_product(
-    digits: Sequence[_Digit], bytes_ck: torch.Tensor, own: slice, *, narrow: bool
-) -> torch.Tensor:
-    """Sum ``digit @ bytes.T`` over digits, of which only some columns meet the block: int32 where narrow, or float64."""
-    total_rc: torch.Tensor | None = None
-    for digit in digits:
-        product = _byte_product(digit.values[:, own], bytes_ck.T)
-        product = product if narrow else product.to(torch.float64)
-        if total_rc is None:
-            total_rc = product
-        elif digit.rows is None:
-            total_rc.add_(product, alpha=digit.weight)
-        else:
-            total_rc.index_add_(0, digit.rows, product, alpha=digit.weight)
-    assert total_rc is not None
-    return total_rc
-
-
-def _left_product(
-    bytes_kr: torch.Tensor, values_kc: torch.Tensor, *, peak: float, narrow: bool
-) -> torch.Tensor:
-    """``bytes.T @ values``: int8 times integers below 2**30; int32 where narrow, or float64."""
-    total_rc: torch.Tensor | None = None
-    for digit in _digits(values_kc, peak, spared_from=2):
-        block_kr = bytes_kr if digit.rows is None else bytes_kr[digit.rows]
-        product = _byte_product(block_kr.T, digit.values)
-        product = product if narrow else product.to(torch.float64)
-        if total_rc is None:
-            total_rc = product
-        else:
-            total_rc.add_(product, alpha=digit.weight)
-    assert total_rc is not None
-    return total_rc
-
-
-def _byte_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    if first.shape[1] == 1:  # where torch 2.13 takes one operand for turned
-        return first.to(torch.int32) * second.to(torch.int32)
-    product: torch.Tensor = torch._int_mm(first, second)  # noqa: SLF001 - torch has no public name for it
-    return product

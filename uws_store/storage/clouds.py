@@ -35,7 +35,39 @@ def _is_conflict(error: BaseException) -> bool:
     return not isinstance(error, FileExistsError) and fault_of(error).status == _CONFLICT
 
 
-class S3Backend(Backend):
+class _FilesBackend(Backend):
+    """What fsspec does alike for every store.
+
+    Attributes
+    ----------
+    _files
+        The store's fsspec file system.
+    _modified : str
+        Where its answer on an object says when that was written; for stores whose :meth:`info` this is.
+    """
+
+    _files: Any
+    _modified: str
+
+    def info(self, key: str) -> ObjectInfo:
+        """See :meth:`Backend.info`."""
+        found = self._files.info(key)
+        if found["type"] != "file":
+            raise FileNotFoundError(key)
+        modified = found.get(self._modified)
+        return ObjectInfo(int(found["size"]), None if modified is None else modified.timestamp())
+
+    def remove(self, key: str) -> None:
+        """See :meth:`Backend.remove`."""
+        self._files.rm_file(key)
+
+    def keys(self, prefix: str) -> Iterable[str]:
+        """See :meth:`Backend.keys`."""
+        found: list[str] = self._files.find(prefix)
+        return found
+
+
+class S3Backend(_FilesBackend):
     """Amazon S3, and any server that speaks its language.
 
     Parameters
@@ -94,15 +126,6 @@ class S3Backend(Backend):
         """See :meth:`Backend.replace`."""
         self._upload(key, data, mode="overwrite")
 
-    def remove(self, key: str) -> None:
-        """See :meth:`Backend.remove`."""
-        self._files.rm_file(key)
-
-    def keys(self, prefix: str) -> Iterable[str]:
-        """See :meth:`Backend.keys`."""
-        found: list[str] = self._files.find(prefix)
-        return found
-
     def _upload(self, key: str, data: bytes, *, mode: str) -> None:
         if len(data) <= _LARGEST_PUT_BYTES:
             md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
@@ -115,7 +138,7 @@ class S3Backend(Backend):
             raise OSError(f"{len(data)} bytes were sent and {size_bytes} have arrived")
 
 
-class GcsBackend(Backend):
+class GcsBackend(_FilesBackend):
     """Google Cloud Storage.
 
     Parameters
@@ -123,6 +146,8 @@ class GcsBackend(Backend):
     **options
         What :class:`gcsfs.GCSFileSystem` takes; it repeats failed requests itself.
     """
+
+    _modified = "mtime"
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - the library's own
         from gcsfs import GCSFileSystem  # noqa: PLC0415 - an optional package
@@ -136,14 +161,6 @@ class GcsBackend(Backend):
         data: bytes = self._files.cat_file(path=key, start=start, end=end)
         return data
 
-    def info(self, key: str) -> ObjectInfo:
-        """See :meth:`Backend.info`."""
-        found = self._files.info(key)
-        if found["type"] != "file":
-            raise FileNotFoundError(key)
-        modified = found.get("mtime")
-        return ObjectInfo(int(found["size"]), None if modified is None else modified.timestamp())
-
     def create(self, key: str, data: bytes) -> None:
         """See :meth:`Backend.create`; made by `ifGenerationMatch=0`, checked by the MD5 that the answer gives."""
         self._files.pipe_file(key, data, mode="create", consistency="md5")
@@ -152,17 +169,8 @@ class GcsBackend(Backend):
         """See :meth:`Backend.replace`."""
         self._files.pipe_file(key, data, consistency="md5")
 
-    def remove(self, key: str) -> None:
-        """See :meth:`Backend.remove`."""
-        self._files.rm_file(key)
 
-    def keys(self, prefix: str) -> Iterable[str]:
-        """See :meth:`Backend.keys`."""
-        found: list[str] = self._files.find(prefix)
-        return found
-
-
-class AzureBackend(Backend):
+class AzureBackend(_FilesBackend):
     """Azure Blob Storage.
 
     Parameters
@@ -170,6 +178,8 @@ class AzureBackend(Backend):
     **options
         What :class:`adlfs.AzureBlobFileSystem` takes; the Azure SDK repeats failed requests itself.
     """
+
+    _modified = "last_modified"
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - the library's own
         from adlfs import AzureBlobFileSystem  # noqa: PLC0415 - an optional package
@@ -184,14 +194,6 @@ class AzureBackend(Backend):
         data: bytes = self._files.cat_file(path=key, start=start, end=end)
         return data
 
-    def info(self, key: str) -> ObjectInfo:
-        """See :meth:`Backend.info`."""
-        found = self._files.info(key)
-        if found["type"] != "file":
-            raise FileNotFoundError(key)
-        modified = found.get("last_modified")
-        return ObjectInfo(int(found["size"]), None if modified is None else modified.timestamp())
-
     def create(self, key: str, data: bytes) -> None:
         """See :meth:`Backend.create`."""
         self._files.pipe_file(key, data, overwrite=False, validate_content=True)
@@ -199,12 +201,3 @@ class AzureBackend(Backend):
     def replace(self, key: str, data: bytes) -> None:
         """See :meth:`Backend.replace`."""
         self._files.pipe_file(key, data, overwrite=True, validate_content=True)
-
-    def remove(self, key: str) -> None:
-        """See :meth:`Backend.remove`."""
-        self._files.rm_file(key)
-
-    def keys(self, prefix: str) -> Iterable[str]:
-        """See :meth:`Backend.keys`."""
-        found: list[str] = self._files.find(prefix)
-        return found

@@ -249,16 +249,8 @@ def fast_bound(
 
     Parameters
     ----------
-    core_pq : torch.Tensor
-        Whole numbers, float64.
-    left, right : Side or None
-        Quantised factors.
-    step : Step
-        The model's step.
-    shift : int
-        The tensor's step is ``step * 2**-shift``.
-    mean_bound : float
-        Largest absolute value of the mean, real.
+    core_pq, left, right, step, shift, mean_bound
+        As of :func:`exactness_bound`.
     dtype : DType
         The tensor's dtype.
     roundoff : float

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -65,20 +65,13 @@ def assemble_basis(
         Every object below the basis's folder, the group document last.
     """
     # A mean that would not fit 32 bits on its grid belongs to a tensor of another scale than the zoo's: private.
-    means = {fit.survey.name: _mean_on_grid(fit, step) for fit in fits}
-    coded = {fit.survey.name: fit for fit in fits if means[fit.survey.name] is not None}
-    for fit in fits:
-        # A factor is nothing without the other.
-        if fit.survey.place and not all(name in coded for name in fit.survey.place.product):
-            coded.pop(fit.survey.name, None)
-    products = {
-        product: number
-        for number, product in enumerate(
-            dict.fromkeys(fit.survey.place.product for fit in coded.values() if fit.survey.place)
-        )
-    }
+    fitted = {fit.survey.name: fit for fit in fits}
+    means = {name: _mean_on_grid(fit, step) for name, fit in fitted.items()}
+    coded = _without_lone_factors({name: fit for name, fit in fitted.items() if means[name] is not None})
+    products = dict.fromkeys(fit.survey.place.product for fit in coded.values() if fit.survey.place)
+    numbers = {product: number for number, product in enumerate(products)}
     groups = _read_groups([coded[survey.name] for survey in surveys if survey.name in coded])
-    rows = tuple(_row(survey, coded.get(survey.name), means, groups, products) for survey in surveys)
+    rows = tuple(_row(survey, coded.get(survey.name), means, groups, numbers) for survey in surveys)
     order = sorted(
         (survey.name for survey in surveys if survey.name in coded), key=lambda name: groups[name]
     )  # stable: coding order is by group, then by table
@@ -134,6 +127,15 @@ def assemble_basis(
     }
     objects[layout.GROUP_PATH] = group
     return document, group, objects
+
+
+def _without_lone_factors(coded: Mapping[str, TensorFit]) -> dict[str, TensorFit]:
+    """Leave out factors of products whose other factor is not coded: one is nothing without the other."""
+    return {
+        name: fit
+        for name, fit in coded.items()
+        if fit.survey.place is None or all(factor in coded for factor in fit.survey.place.product)
+    }
 
 
 def _mean_on_grid(fit: TensorFit, step: Step) -> tuple[torch.Tensor, int] | None:

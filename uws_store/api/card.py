@@ -71,9 +71,6 @@ def _lines(
     family: FamilySummary, models: Sequence[ModelSummary], scores: Sequence[FamilyScore], url: str
 ) -> Iterator[str]:
     yield from _metadata(models)
-    source = sum(model.source_bytes for model in models)
-    compact = family.basis_bytes + sum(model.compact_bytes for model in models)
-    exact = [model for model in models if model.exact]
     yield _mark(family.name)
     yield ""
     yield f"# {_text(family.name)}"
@@ -83,6 +80,27 @@ def _lines(
         "compact numbers per model with [uws-store](https://pypi.org/project/uws-store/)."
     )
     yield ""
+    yield from _size_table(family, models)
+    yield ""
+    if scores:
+        yield from _score_table(scores)
+    yield "## How to load"
+    yield ""
+    yield "```python"
+    yield "from uws_store import load_model"
+    yield ""
+    task = models[0].task if models else "TASK"
+    yield f"weights = load_model({family.name!r}, {task!r}, registry={url!r})  # a mapping of tensors"
+    yield "```"
+    yield ""
+    if models:
+        yield from _model_table(models)
+
+
+def _size_table(family: FamilySummary, models: Sequence[ModelSummary]) -> Iterator[str]:
+    source = sum(model.source_bytes for model in models)
+    compact = family.basis_bytes + sum(model.compact_bytes for model in models)
+    exact = [model for model in models if model.exact]
     yield "| | |"
     yield "|---|---|"
     yield f"| models | {family.tasks} |"
@@ -96,40 +114,34 @@ def _lines(
         yield f"| bits per parameter | {bits:.3g}, mean over models |"
         yield f"| relative error of the weights | at most {error:.3g} |"
     yield f"| bit-identical on request | {len(exact)} of {len(models)} models |"
+
+
+def _score_table(scores: Sequence[FamilyScore]) -> Iterator[str]:
+    yield "## Scores"
     yield ""
-    if scores:
-        yield "## Scores"
-        yield ""
-        yield "| metric | originals | stored | mean drop | worst drop | models |"
-        yield "|---|---|---|---|---|---|"
-        for score in scores:
-            yield (
-                f"| {_text(score.metric)} | {score.original:.4g} | {score.reconstruction:.4g} | {score.drop:.3g} | "
-                f"{score.worst_drop:.3g} ({_text(score.worst_task)}) | {score.models} |"
-            )
-        yield ""
-    yield "## How to load"
+    yield "| metric | originals | stored | mean drop | worst drop | models |"
+    yield "|---|---|---|---|---|---|"
+    for score in scores:
+        yield (
+            f"| {_text(score.metric)} | {score.original:.4g} | {score.reconstruction:.4g} | {score.drop:.3g} | "
+            f"{score.worst_drop:.3g} ({_text(score.worst_task)}) | {score.models} |"
+        )
     yield ""
-    yield "```python"
-    yield "from uws_store import load_model"
+
+
+def _model_table(models: Sequence[ModelSummary]) -> Iterator[str]:
+    yield "## Models"
     yield ""
-    task = models[0].task if models else "TASK"
-    yield f"weights = load_model({family.name!r}, {task!r}, registry={url!r})  # a mapping of tensors"
-    yield "```"
-    yield ""
-    if models:
-        yield "## Models"
-        yield ""
-        yield "| task | version | compact | relative error | tiers |"
-        yield "|---|---|---|---|---|"
-        for model in models[:_SHOWN_MODELS]:
-            tiers = "compact, exact" if model.exact else "compact"
-            yield (
-                f"| {_text(model.task)} | {model.version} | {_size(model.compact_bytes)} | {model.rel_error:.3g} | "
-                f"{tiers} |"
-            )
-        if len(models) > _SHOWN_MODELS:
-            yield f"| and {len(models) - _SHOWN_MODELS} more | | | | |"
+    yield "| task | version | compact | relative error | tiers |"
+    yield "|---|---|---|---|---|"
+    for model in models[:_SHOWN_MODELS]:
+        tiers = "compact, exact" if model.exact else "compact"
+        yield (
+            f"| {_text(model.task)} | {model.version} | {_size(model.compact_bytes)} | {model.rel_error:.3g} | "
+            f"{tiers} |"
+        )
+    if len(models) > _SHOWN_MODELS:
+        yield f"| and {len(models) - _SHOWN_MODELS} more | | | | |"
 
 
 def _metadata(models: Sequence[ModelSummary]) -> Iterator[str]:

@@ -50,7 +50,7 @@ from uws_store.device import each_device
 from uws_store.errors import IncompatibleError, InvalidInputError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.metadata.log import Action, BasisAction, ModelAction
-from uws_store.registry import FamilyState, ModelEntry, Publication, Registry, RegistryState
+from uws_store.registry import FamilyState, Publication, Registry, RegistryState
 
 __all__ = ["extend", "rebase"]
 
@@ -104,7 +104,7 @@ def extend(
     latest, old_basis = old[-1].entry, old[-1].basis
     new = [member for zoo in zoos for member in scan_zoo(zoo, storage_options=zoo_options)]
     stored = _stored_checkpoints(opened, family, state, without={member.task for member in new})
-    if not new and all(entry.commit == latest.commit for entry in _newest(state)):
+    if not new and all(entry.commit == latest.commit for entry in state.newest()):
         raise InvalidInputError(
             f"nothing was added to family {family!r} since its basis revision {latest.revision}; give a zoo of new "
             "checkpoints",
@@ -338,11 +338,6 @@ def _actions(
     ]
 
 
-def _newest(state: FamilyState) -> list[ModelEntry]:
-    """The newest version of each task that has one."""
-    return [found for name in sorted(state.tasks) if (found := state.tasks[name].latest) is not None]
-
-
 def _stored_checkpoints(
     registry: Registry, family: str, state: FamilyState, *, without: set[str]
 ) -> dict[str, StoredCheckpoint]:
@@ -351,6 +346,6 @@ def _stored_checkpoints(
         entry.task: StoredCheckpoint(
             opened.model(entry), source=f"{registry.url}/{family}/{entry.task}@{entry.version}"
         )
-        for entry in _newest(state)
+        for entry in state.newest()
         if entry.task not in without
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from uws_store import layout
 from uws_store.api.adapters import AdapterSummary, summarise_adapter
 from uws_store.api.drift import Growth, growth_of
-from uws_store.api.family import open_family
+from uws_store.api.family import Family, open_family
 from uws_store.api.generation import made_together
 from uws_store.api.opening import open_registry
 from uws_store.api.recording import VerificationSummary, summarise_verification
@@ -220,45 +220,8 @@ def show(
     """
     opened = open_family(family, registry=registry)
     state = opened.registry.state(refresh=False).family(family)
-    if task is not None:
-        entries = [opened.resolve(task)]
-    else:
-        entries = [latest for name in opened.tasks() if (latest := state.tasks[name].latest) is not None]
-    models: list[ModelSummary] = []
-    for entry in entries:
-        basis = opened.basis(entry.basis_digest)
-        document = read_document(opened.registry.storage_of(entry), entry.prefix, digest=entry.digest)
-        files = layout.stored_bytes(document.file_bytes)
-        private = document.private_size_bytes
-        compact = entry.size_bytes - exact_bytes(document) - files
-        coded = coded_names(document, basis)
-        errors = sorted(zip(coded, document.error_list(), strict=True), key=lambda pair: -pair[1])
-        models.append(
-            ModelSummary(
-                family=family,
-                task=entry.task,
-                version=entry.version,
-                basis_revision=entry.basis_revision,
-                exact=entry.exact,
-                size_bytes=entry.size_bytes,
-                compact_bytes=compact,
-                private_bytes=private,
-                file_bytes=files,
-                source_bytes=document.source.size_bytes,
-                bits_per_parameter=8 * (compact - private) / max(1, basis.coded_parameters),
-                rel_error=document.rel_error,
-                worst_tensors=tuple(errors[:3]),
-                private_tensors=tuple(record.name for record in document.private),
-                side_files=tuple(
-                    sorted((*document.shared_files, *(record.name for record in document.files)))
-                ),
-                scores=tuple(ModelScore.of(record) for record in document.scores),
-                published=entry.time,
-                digest=entry.digest,
-                lineage=_lineage(entry, document, basis, state.tasks[entry.task]),
-                adapter=summarise_adapter(document, basis),
-            )
-        )
+    entries = [opened.resolve(task)] if task is not None else state.newest()
+    models = [_describe(opened, entry, state.tasks[entry.task]) for entry in entries]
     summary = _summary(state)
     if task is None:
         newest = [entry for entry in entries if entry.basis_revision == summary.basis_revision][:1]
@@ -272,6 +235,39 @@ def show(
         verification = summarise_verification(opened.registry, state)
         summary = replace(summary, growth=growth, verification=verification)
     return summary, tuple(models)
+
+
+def _describe(family: Family, entry: ModelEntry, task: TaskState) -> ModelSummary:
+    """Read a model's record and tell what it says: one request."""
+    basis = family.basis(entry.basis_digest)
+    document = read_document(family.registry.storage_of(entry), entry.prefix, digest=entry.digest)
+    files = layout.stored_bytes(document.file_bytes)
+    private = document.private_size_bytes
+    compact = entry.size_bytes - exact_bytes(document) - files
+    coded = coded_names(document, basis)
+    errors = sorted(zip(coded, document.error_list(), strict=True), key=lambda pair: -pair[1])
+    return ModelSummary(
+        family=family.name,
+        task=entry.task,
+        version=entry.version,
+        basis_revision=entry.basis_revision,
+        exact=entry.exact,
+        size_bytes=entry.size_bytes,
+        compact_bytes=compact,
+        private_bytes=private,
+        file_bytes=files,
+        source_bytes=document.source.size_bytes,
+        bits_per_parameter=8 * (compact - private) / max(1, basis.coded_parameters),
+        rel_error=document.rel_error,
+        worst_tensors=tuple(errors[:3]),
+        private_tensors=tuple(record.name for record in document.private),
+        side_files=tuple(sorted((*document.shared_files, *(record.name for record in document.files)))),
+        scores=tuple(ModelScore.of(record) for record in document.scores),
+        published=entry.time,
+        digest=entry.digest,
+        lineage=_lineage(entry, document, basis, task),
+        adapter=summarise_adapter(document, basis),
+    )
 
 
 def _lineage(entry: ModelEntry, document: ModelDocument, basis: Basis, task: TaskState) -> Lineage:

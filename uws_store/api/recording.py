@@ -170,7 +170,7 @@ def summarise_verification(registry: Registry, family: FamilyState) -> Verificat
     entry = family.verifications[-1]
     document = read_verification(registry.storage, family.name, entry)
     held = {model.digest for model in document.models}
-    newest = [latest for name in sorted(family.tasks) if (latest := family.tasks[name].latest) is not None]
+    newest = family.newest()
     return VerificationSummary(
         digest=entry.digest,
         ok=document.ok,

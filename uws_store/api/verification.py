@@ -132,11 +132,7 @@ def verify(
     as_of = opened.registry.state()
     state = as_of.family(family)
     damage = opened.registry.audit() if log else ()
-    entries = (
-        [opened.resolve(task)]
-        if task is not None
-        else [latest for name in opened.tasks() if (latest := state.tasks[name].latest) is not None]
-    )
+    entries = [opened.resolve(task)] if task is not None else state.newest()
     basis_objects, problems, damaged = _check_bases(opened, {entry.basis_digest for entry in entries})
     with ExitStack() as stack:
         originals: Mapping[str, Checkpoint] = {}

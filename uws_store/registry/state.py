@@ -191,6 +191,10 @@ class FamilyState:
         for name in sorted(self.tasks):
             yield from self.tasks[name].versions.values()
 
+    def newest(self) -> list[ModelEntry]:
+        """The newest version of each task that has one, by task name."""
+        return [latest for name in sorted(self.tasks) if (latest := self.tasks[name].latest) is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class RegistryState:

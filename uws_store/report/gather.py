@@ -222,7 +222,7 @@ def gather(registry: Registry, family: str) -> FamilyView:
     """
     whole = registry.state()
     state = whole.family(family)
-    entries = [latest for task in sorted(state.tasks) if (latest := state.tasks[task].latest) is not None]
+    entries = state.newest()
     bases: dict[str, Basis] = {}
     for digest in dict.fromkeys(
         [*(basis.digest for basis in state.bases.values()), *(entry.basis_digest for entry in entries)]

@@ -139,7 +139,11 @@ class WideTensor:
                     # Widened on its own: an addition of two types takes three times as long.
                     change_rw = SCRATCH.like(integers_rw, torch.float64, "change").copy_(integers_rw)
                     values_rw.add_(change_rw, alpha=math.ldexp(unit, -exponent))
-                out_mn[panel.rows, columns] = rounded(values_rw, dtype, decode="canonical")
+                if dtype.torch == torch.float32:  # rounded on the way, as `rounded` does
+                    values_rw.clamp_(-dtype.max_finite, dtype.max_finite)
+                else:
+                    values_rw = rounded(values_rw, dtype, decode="canonical")
+                out_mn[panel.rows, columns].copy_(values_rw)
         return out_mn.reshape(self.record.shape)
 
     def _row_panels(self) -> Iterator[_RowPanel]:

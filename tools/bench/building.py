@@ -1,7 +1,6 @@
 """The bench of the builder: subspaces of a zoo beside other packages', and a whole build beside the machine's floors.
 
-Owns the zoo that is measured (planted subspaces, so that any size can be made) and the measurements, each in a process
-of its own. Knows nothing about fidelity.
+Owns the measurements, each in a process of its own. Knows nothing about fidelity.
 """
 
 from __future__ import annotations
@@ -12,35 +11,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from safetensors import safe_open
-from safetensors.torch import save_file
+from machine_floors import (
+    ENOUGH_S,
+    REPEATS,
+    copy_bytes_per_s,
+    evict,
+    forget_peak,
+    memory_bytes,
+    product_seconds,
+    read_seconds,
+)
+from planted_zoo import make_planted_zoo, models_that_fit, vit_shapes
+from subspace_methods import METHODS, TENSOR, captured, imported_for
 
-__all__ = [
-    "METHODS",
-    "BuildBench",
-    "Measured",
-    "build_document",
-    "make_planted_zoo",
-    "measure_build",
-    "show_build",
-    "vit_shapes",
-]
-
-_NAME = "layer.weight"
-_BLOCK_BYTES = 1 << 22
-_REPEATS = 5
-_ENOUGH_S = 2.0
-METHODS = ("ours", "incremental-pca", "pca", "pca-lowrank", "tucker")
-"""Ways to the same subspaces. The PCAs see the rows of all models, then their columns."""
+__all__ = ["BuildBench", "Measured", "WholeBuild", "build_document", "measure_build", "measure_whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +58,46 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeBuild:
+    """A build of vision transformers with planted subspaces, from opening the zoo to the commit.
+
+    Attributes
+    ----------
+    device : str
+        Where tensors were fitted and models encoded.
+    models, zoo_bytes : int
+        The zoo.
+    seconds, cpu_seconds : float
+        Of the whole build.
+    phases : dict of str to float
+        Seconds by phase: reading, fitting, encoding.
+    read_seconds : float
+        Reading the zoo's files once, front to back.
+    copy_bytes_per_s : float
+        From page-locked memory to the device.
+    peak_bytes, projected_bytes : int
+        Memory of the process at its peak, and what was projected.
+    stored_bytes : int
+        Basis and models.
+    remarks : tuple of str
+        What the build said of tensors for which the device had no room.
+    """
+
+    device: str
+    models: int
+    zoo_bytes: int
+    seconds: float
+    cpu_seconds: float
+    phases: dict[str, float]
+    read_seconds: float
+    copy_bytes_per_s: float
+    peak_bytes: int
+    projected_bytes: int
+    stored_bytes: int
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BuildBench:
     """Everything measured in one run.
 
@@ -80,12 +109,10 @@ class BuildBench:
         The machine's load when it began, in processes that wanted a core: above 0 everything here is slower than it is.
     methods : tuple of Measured
         Beside each other.
-    read_seconds, product_seconds : float
+    read_seconds, product_seconds, product_cpu_seconds : float
         The floors: reading the tensor's files once, front to back, and the products of both moments alone.
-    zoo_bytes, build_seconds, build_read_seconds, build_peak_bytes, projected_bytes : number
-        A whole build of another zoo: its bytes, its time, the time to read it once, its peak and what was projected.
-    device : dict
-        Moments on an accelerator, where one was asked for: bytes per second of moments and of copies to it.
+    whole : WholeBuild
+        A whole build of another zoo.
     """
 
     models: int
@@ -97,300 +124,124 @@ class BuildBench:
     methods: tuple[Measured, ...]
     read_seconds: float
     product_seconds: float
-    zoo_bytes: int
-    build_seconds: float
-    build_read_seconds: float
-    build_peak_bytes: int
-    projected_bytes: int
-    device: dict[str, float]
+    product_cpu_seconds: float
+    whole: WholeBuild
 
 
-def vit_shapes(*, width: int, blocks: int) -> dict[str, tuple[int, ...]]:
-    """Give the tensors of a vision transformer; 768 and 12 are ViT-B."""
-    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (width, width)}
-    for index in range(blocks):
-        at = f"blocks.{index}"
-        shapes |= {
-            f"{at}.qkv.weight": (3 * width, width),
-            f"{at}.proj.weight": (width, width),
-            f"{at}.fc1.weight": (4 * width, width),
-            f"{at}.fc2.weight": (width, 4 * width),
-            f"{at}.norm.weight": (width,),
-        }
-    return shapes
-
-
-def make_planted_zoo(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], *, models: int, rank: int, seed: int = 0
-) -> int:
-    """Write models that share a base and differ inside planted subspaces, and by a little noise.
-
-    Returns
-    -------
-    int
-        Bytes of all files.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    source = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=source)
-
-    base = {name: normal(*shape) for name, shape in shapes.items()}
-    planted = {
-        name: (normal(shape[0], rank), normal(rank, shape[1]))
-        for name, shape in shapes.items()
-        if len(shape) > 1
-    }
-    total = 0
-    for index in range(models):
-        weights = {}
-        for name, value in base.items():
-            change = 0.01 * normal(*value.shape)
-            if name in planted:
-                left, right = planted[name]
-                change += 0.05 * (left @ normal(rank, rank) / rank) @ right
-            weights[name] = value + change
-        path = folder / f"task-{index:04d}.safetensors"
-        save_file(weights, path)
-        total += path.stat().st_size
-    return total
-
-
-def _slices(folder: Path) -> Iterator[torch.Tensor]:
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            yield file.get_tensor(_NAME)
-
-
-def _mean(folder: Path) -> torch.Tensor:
-    total, count = None, 0
-    for tensor in _slices(folder):
-        values = tensor.to(torch.float64)
-        total = values if total is None else total.add_(values)
-        count += 1
-    assert total is not None
-    return (total / count).to(torch.float32)
-
-
-def _ours(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    from uws_store.moments import SideMoment, eigenvectors  # noqa: PLC0415 - not in every process
-
-    # One pass: moments about the first model, moved to the mean of all. A build gives each thread a tensor of its own;
-    # here there is one tensor, and each thread takes one of its sides.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    slices = _slices(folder)
-    reference = next(slices)
-    total = torch.zeros(reference.shape, dtype=torch.float64)
-    moments = [
-        SideMoment(size=size, block=size, side=side)
-        for side, size in zip(("left", "right"), reference.shape, strict=True)
-    ]
-    count = 1
-    with ThreadPoolExecutor(threads) as pool:
-        for tensor in slices:
-            change = tensor - reference
-            at_work = [pool.submit(moment.add, change) for moment in moments]
-            total += change
-            count += 1
-            wait(at_work)
-        total /= count
-
-        def finished(moment: SideMoment) -> torch.Tensor:
-            moment.add(total, times=-count)
-            return eigenvectors(moment.blocks()[0], rank)
-
-        left, right = pool.map(finished, moments)
-    torch.set_num_threads(threads)
-    return left, right
-
-
-def _stacked(folder: Path) -> torch.Tensor:
-    mean = _mean(folder)
-    return torch.stack([tensor - mean for tensor in _slices(folder)])
-
-
-def _incremental_pca(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    from sklearn.decomposition import IncrementalPCA  # noqa: PLC0415 - an extra
-
-    mean = _mean(folder)
-    rows, columns = IncrementalPCA(rank), IncrementalPCA(rank)
-    for tensor in _slices(folder):
-        change = (tensor - mean).numpy()
-        rows.partial_fit(change)
-        columns.partial_fit(change.T)
-    return torch.from_numpy(columns.components_.T), torch.from_numpy(rows.components_.T)
-
-
-def _pca(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    from sklearn.decomposition import PCA  # noqa: PLC0415 - an extra
-
-    changes = _stacked(folder)
-    right = PCA(rank).fit(changes.reshape(-1, changes.shape[2]).numpy()).components_.T
-    left = PCA(rank).fit(changes.transpose(1, 2).reshape(-1, changes.shape[1]).numpy()).components_.T
-    return torch.from_numpy(left), torch.from_numpy(right)
-
-
-def _pca_lowrank(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    changes = _stacked(folder)
-    torch.manual_seed(0)
-    _, _, right = torch.pca_lowrank(changes.reshape(-1, changes.shape[2]), q=rank, center=False)
-    _, _, left = torch.pca_lowrank(
-        changes.transpose(1, 2).reshape(-1, changes.shape[1]), q=rank, center=False
-    )
-    return left, right
-
-
-def _tucker(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    import tensorly  # noqa: PLC0415 - an extra
-    from tensorly.decomposition import partial_tucker  # noqa: PLC0415 - an extra
-
-    tensorly.set_backend("pytorch")
-    (_, factors), _ = partial_tucker(_stacked(folder), rank=[rank, rank], modes=[1, 2])
-    return factors[0], factors[1]
-
-
-_RUN: Mapping[str, Callable[[Path, int], tuple[torch.Tensor, torch.Tensor]]] = {
-    "ours": _ours,
-    "incremental-pca": _incremental_pca,
-    "pca": _pca,
-    "pca-lowrank": _pca_lowrank,
-    "tucker": _tucker,
-}
-
-
-def _captured(folder: Path, left: torch.Tensor, right: torch.Tensor) -> float:
-    """Share of the changes' energy inside both subspaces; factors that are not orthonormal are made so."""
-    left, right = (torch.linalg.qr(side.to(torch.float64))[0] for side in (left, right))
-    mean = _mean(folder).to(torch.float64)
-    inside = whole = 0.0
-    for tensor in _slices(folder):
-        change = tensor.to(torch.float64) - mean
-        inside += float((left.T @ change @ right).square().sum())
-        whole += float(change.square().sum())
-    return inside / whole
-
-
-def _memory(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def _forget_peak() -> int:
-    """Begin a new high-water mark, and give the memory that is held now."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _memory("VmRSS")
-
-
-def _evict(folder: Path) -> None:
-    """Ask the system to forget the files, so that reading them costs what it costs the first time."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _read_seconds(folder: Path) -> float:
-    _evict(folder)
-    began = time.perf_counter()
-    block = bytearray(_BLOCK_BYTES)
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(block):
-                pass
-    return time.perf_counter() - began
-
-
-def _product_seconds(models: int, rows: int, columns: int) -> float:
-    """Time of both moments' whole products; the best of as many runs as the methods get."""
-    change = torch.randn(rows, columns)
-    taken: list[float] = []
-    while not taken or (len(taken) < _REPEATS and sum(taken) < _ENOUGH_S):
-        began = time.perf_counter()
-        for _ in range(models):
-            change @ change.T
-            change.T @ change
-        taken.append(time.perf_counter() - began)
-    return min(taken)
-
-
-def _worker(settings: dict[str, Any]) -> dict[str, float]:
+def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Run one measurement in this process."""
     torch.set_num_threads(settings["threads"])
     folder = Path(settings["folder"])
     if settings["method"] == "build":
-        import uws_store  # noqa: PLC0415 - not in every process
-
-        _evict(folder)
-        began = time.perf_counter()
-        result = uws_store.build(folder, family="bench", registry=settings["registry"], expect_models=500)
-        seconds = time.perf_counter() - began
-        return {"seconds": seconds, "peak": _memory("VmHWM"), "projected": result.projected_memory_bytes}
-    run = _RUN[settings["method"]]
-    if settings["method"] in ("pca", "incremental-pca"):
-        import sklearn.decomposition  # noqa: F401, PLC0415 - its import is not what is measured
-    if settings["method"] == "tucker":
-        import tensorly.decomposition  # noqa: F401, PLC0415 - as above
+        return _built(folder, settings)
+    run = METHODS[settings["method"]]
+    imported_for(settings["method"])
     with tempfile.TemporaryDirectory(prefix="uws-bench-") as place:
         # Libraries load their kernels when they are first used: that is not what is measured, in time or memory.
-        make_planted_zoo(Path(place), {_NAME: (48, 64)}, models=3, rank=4)
+        make_planted_zoo(Path(place), {TENSOR: (48, 64)}, models=3, rank=4)
         run(Path(place), 4)
     taken: list[tuple[float, float]] = []
     peak = 0
-    while not taken or (len(taken) < _REPEATS and sum(wall for wall, _ in taken) < _ENOUGH_S):
-        _evict(folder)
-        before = _forget_peak()
+    while not taken or (len(taken) < REPEATS and sum(wall for wall, _ in taken) < ENOUGH_S):
+        evict(folder)
+        before = forget_peak()
         began, cpu = time.perf_counter(), time.process_time()
         left, right = run(folder, settings["rank"])
         taken.append((time.perf_counter() - began, time.process_time() - cpu))
-        peak = max(peak, _memory("VmHWM") - before)
+        peak = max(peak, memory_bytes("VmHWM") - before)
     seconds, cpu_seconds = min(taken)
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "peak": peak,
-        "captured": _captured(folder, left, right),
+        "peak_bytes": peak,
+        "captured": captured(folder, left, right),
     }
 
 
-def _measure(method: str, folder: Path, **settings: object) -> dict[str, float]:
+def _built(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    import uws_store  # noqa: PLC0415 - not in every process
+
+    phases: dict[str, float] = {}
+    at = began = time.perf_counter()
+
+    def report(phase: str, _done: int, _total: int, _size_bytes: int = 0) -> None:
+        nonlocal at
+        now = time.perf_counter()
+        phases[phase] = phases.get(phase, 0.0) + now - at
+        at = now
+
+    evict(folder)
+    at = began = time.perf_counter()
+    cpu = time.process_time()
+    result = uws_store.build(
+        folder,
+        family="bench",
+        registry=settings["registry"],
+        expect_models=500,
+        device=settings["device"],
+        progress=report,
+    )
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        "phases": phases,
+        "peak_bytes": memory_bytes("VmHWM"),
+        "projected_bytes": result.projected_memory_bytes,
+        "stored_bytes": result.basis_bytes + sum(model.size_bytes for model in result.models),
+        "remarks": result.remarks,
+    }
+
+
+def _measure(method: str, folder: Path, **settings: object) -> dict[str, Any]:
     words = json.dumps({"method": method, "folder": str(folder), **settings})
     done = subprocess.run(
         [sys.executable, __file__, words], capture_output=True, text=True, check=False, env=os.environ
     )
     if done.returncode:
         raise RuntimeError(f"{method} failed: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def _on_device(device: str, *, models: int, rows: int, columns: int) -> dict[str, float]:
-    """Speed of moments on a device, from copies of a slice in page-locked memory, and of the copies alone."""
-    from uws_store.subspace import block_moments  # noqa: PLC0415 - not in every process
+def measure_whole(
+    folder: Path,
+    *,
+    width: int = 192,
+    blocks: int = 2,
+    models: int | None = 16,
+    threads: int = 2,
+    device: str = "cpu",
+) -> WholeBuild:
+    """Make a zoo of vision transformers, build a family of it, and measure both floors beside it.
 
-    pinned = torch.randn(rows, columns)
-    if device.startswith("cuda"):
-        pinned = pinned.pin_memory()
-
-    def sync() -> None:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-
-    def timed(work: Callable[[torch.Tensor], object]) -> float:
-        work(pinned.to(device))
-        sync()
-        began = time.perf_counter()
-        for _ in range(models):
-            work(pinned.to(device, non_blocking=True))
-        sync()
-        return models * pinned.nbytes / (time.perf_counter() - began)
-
-    def moments(change: torch.Tensor) -> None:
-        for side, size in zip(("left", "right"), change.shape, strict=True):
-            block_moments([change], size=size, block=size, side=side)
-
-    return {"copy_bytes_per_s": timed(lambda change: change), "moments_bytes_per_s": timed(moments)}
+    Parameters
+    ----------
+    folder : Path
+        A folder that is there, for the zoo and the registry; what is made in it is removed.
+    width, blocks : int
+        Of the models; 768 and 12 are ViT-B's.
+    models : int or None
+        How many; None as many as half of the disk's free room holds, at most 500.
+    threads : int
+        Threads of torch; a build starts as many workers as there are cores.
+    device : str
+        Where tensors are fitted and models encoded.
+    """
+    shapes = vit_shapes(width=width, blocks=blocks)
+    count = models or models_that_fit(folder, shapes)
+    with tempfile.TemporaryDirectory(prefix="uws-bench-", dir=folder) as place:
+        zoo, registry = Path(place) / "zoo", Path(place) / "registry"
+        zoo_bytes = make_planted_zoo(zoo, shapes, models=count, rank=max(4, width // 12))
+        read_s = read_seconds(zoo)
+        found = _measure("build", zoo, registry=str(registry), threads=threads, device=device)
+    return WholeBuild(
+        device=device,
+        models=count,
+        zoo_bytes=zoo_bytes,
+        read_seconds=read_s,
+        copy_bytes_per_s=copy_bytes_per_s(device),
+        **{**found, "remarks": tuple(found["remarks"])},
+    )
 
 
 def measure_build(
@@ -400,12 +251,9 @@ def measure_build(
     columns: int = 512,
     rank: int = 32,
     threads: int = 2,
-    width: int = 192,
-    blocks: int = 4,
-    zoo_models: int = 16,
-    synthetic: int | None = None,
-    methods: tuple[str, ...] = METHODS,
-    device: str | None = None,
+    methods: tuple[str, ...] = tuple(METHODS),
+    whole_models: int = 16,
+    **whole: Any,  # noqa: ANN401 - as of measure_whole
 ) -> BuildBench:
     """Measure everything on zoos that are made for it and removed.
 
@@ -414,93 +262,30 @@ def measure_build(
     models, rows, columns, rank : int
         The tensor that the methods see, and the planted rank, which all are asked for.
     threads : int
-        Threads of torch; a build starts as many workers as there are cores.
-    width, blocks, zoo_models : int
-        The vision transformers of the whole build.
-    synthetic : int, optional
-        In place of `zoo_models`.
+        Threads of torch.
     methods : tuple of str
-        Of :data:`METHODS`.
-    device : str, optional
-        Also measure moments there.
+        Of :data:`subspace_methods.METHODS`.
+    whole_models, whole
+        The zoo of the whole build, as of :func:`measure_whole`.
     """
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="uws-bench-") as place:
-        root = Path(place)
-        make_planted_zoo(root / "tensor", {_NAME: (rows, columns)}, models=models, rank=rank)
+        folder = Path(place)
+        make_planted_zoo(folder, {TENSOR: (rows, columns)}, models=models, rank=rank)
         torch.set_num_threads(threads)
-        measured = []
-        for method in methods:
-            found = _measure(method, root / "tensor", rank=rank, threads=threads)
-            measured.append(
-                Measured(
-                    method, found["seconds"], found["cpu_seconds"], int(found["peak"]), found["captured"]
-                )
-            )
-        read_s = _read_seconds(root / "tensor")
-        product_s = _product_seconds(models, rows, columns)
-        zoo_bytes = make_planted_zoo(
-            root / "zoo",
-            vit_shapes(width=width, blocks=blocks),
-            models=synthetic or zoo_models,
-            rank=max(4, width // 12),
-        )
-        build = _measure("build", root / "zoo", registry=str(root / "registry"), threads=threads)
-        build_read_s = _read_seconds(root / "zoo")
+        measured = [
+            Measured(method, **_measure(method, folder, rank=rank, threads=threads)) for method in methods
+        ]
+        read_s = read_seconds(folder)
+        product_s, product_cpu_s = product_seconds(models, rows, columns)
+    with tempfile.TemporaryDirectory(prefix="uws-bench-") as place:
+        built = measure_whole(Path(place), models=whole_models, threads=threads, **whole)
     return BuildBench(
-        models,
-        rows,
-        columns,
-        rank,
-        threads,
-        load,
-        tuple(measured),
-        read_s,
-        product_s,
-        zoo_bytes,
-        build["seconds"],
-        build_read_s,
-        int(build["peak"]),
-        int(build["projected"]),
-        _on_device(device, models=models, rows=rows, columns=columns) if device else {},
+        models, rows, columns, rank, threads, load, tuple(measured), read_s, product_s, product_cpu_s, built
     )
 
 
-def show_build(result: BuildBench, console: Console) -> None:
-    """Print the tables."""
-    table = Table(
-        title=f"Subspaces of {result.models} x {result.rows} x {result.columns}, rank {result.rank}"
-    )
-    for name in ("method", "time", "of ours", "CPU", "memory", "of ours", "captured"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    ours = result.methods[0]
-    for one in result.methods:
-        table.add_row(
-            one.method,
-            f"{one.seconds:.2f} s",
-            f"{one.seconds / ours.seconds:.1f}x",
-            f"{one.cpu_seconds:.2f} s",
-            f"{one.peak_bytes / 2**20:.0f} MiB",
-            f"{one.peak_bytes / max(1, ours.peak_bytes):.1f}x",
-            f"{one.captured:.4f}",
-        )
-    console.print(table)
-    floor = max(result.read_seconds, result.product_seconds)
-    console.print(f"load of the machine when it began: {result.load:.1f}")
-    console.print(
-        f"floors: read {result.read_seconds:.2f} s, products {result.product_seconds:.2f} s; ours is at "
-        f"{floor / ours.seconds:.0%} of the larger floor's speed"
-    )
-    console.print(
-        f"whole build of {result.zoo_bytes / 2**20:.0f} MiB: {result.build_seconds:.1f} s "
-        f"({result.zoo_bytes / result.build_seconds / 1e9:.3f} GB/s), one read takes {result.build_read_seconds:.2f} s; "
-        f"peak {result.build_peak_bytes / 2**20:.0f} MiB of {result.projected_bytes / 2**20:.0f} MiB projected"
-    )
-    if result.device:
-        console.print(", ".join(f"{name} {value / 1e9:.2f} GB/s" for name, value in result.device.items()))
-
-
-def build_document(result: BuildBench) -> dict[str, Any]:
+def build_document(result: BuildBench | WholeBuild) -> dict[str, Any]:
     """Give all numbers as plain data."""
     return asdict(result)
 

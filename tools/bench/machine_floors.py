@@ -1,0 +1,89 @@
+"""What a machine can do at best: reading files front to back, the products alone, copies to a device; and memory's peak.
+
+Owns these floors. Must not know what is built.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+__all__ = [
+    "ENOUGH_S",
+    "REPEATS",
+    "copy_bytes_per_s",
+    "evict",
+    "forget_peak",
+    "memory_bytes",
+    "product_seconds",
+    "read_seconds",
+]
+
+_BLOCK_BYTES = 1 << 22
+REPEATS = 5
+ENOUGH_S = 2.0
+
+
+def memory_bytes(field: str) -> int:
+    """Give a line of what the system tells of this process: VmRSS, VmHWM."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def forget_peak() -> int:
+    """Begin a new high-water mark, and give the memory that is held now."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return memory_bytes("VmRSS")
+
+
+def evict(folder: Path) -> None:
+    """Ask the system to forget the files, so that reading them costs what it costs the first time."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_seconds(folder: Path) -> float:
+    """Time of reading the files of a zoo once, in their order, front to back, in blocks of 4 MiB."""
+    evict(folder)
+    began = time.perf_counter()
+    block = bytearray(_BLOCK_BYTES)
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(block):
+                pass
+    return time.perf_counter() - began
+
+
+def product_seconds(models: int, rows: int, columns: int) -> tuple[float, float]:
+    """Time and CPU time of both moments' whole products; the best of as many runs as the methods get."""
+    change = torch.randn(rows, columns)
+    taken: list[tuple[float, float]] = []
+    while not taken or (len(taken) < REPEATS and sum(wall for wall, _ in taken) < ENOUGH_S):
+        began, cpu = time.perf_counter(), time.process_time()
+        for _ in range(models):
+            change @ change.T
+            change.T @ change
+        taken.append((time.perf_counter() - began, time.process_time() - cpu))
+    return min(wall for wall, _ in taken), min(cpu for _, cpu in taken)
+
+
+def copy_bytes_per_s(device: str, *, size_bytes: int = 1 << 28) -> float:
+    """Speed of copies from page-locked memory to a device."""
+    there = torch.device(device)
+    source = torch.zeros(size_bytes // 4)
+    if there.type == "cuda":
+        source = source.pin_memory()
+    target = torch.empty_like(source, device=there)
+    taken = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        target.copy_(source, non_blocking=True)
+        if there.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return source.nbytes / min(taken)

@@ -1,0 +1,142 @@
+"""The same subspaces by several packages: the left and the right one of a tensor of all models.
+
+Owns the ways, and how much of the changes' energy what they found holds. Measures no time. The PCAs see the rows of
+all models, then their columns; ours takes one pass over the files, and so does IncrementalPCA, a model at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+__all__ = ["METHODS", "TENSOR", "captured", "imported_for"]
+
+TENSOR = "layer.weight"
+"""The one tensor of the zoo."""
+
+
+def _slices(folder: Path) -> Iterator[torch.Tensor]:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            yield file.get_tensor(TENSOR)
+
+
+def _mean(folder: Path) -> torch.Tensor:
+    total, count = None, 0
+    for tensor in _slices(folder):
+        values = tensor.to(torch.float64)
+        total = values if total is None else total.add_(values)
+        count += 1
+    assert total is not None
+    return (total / count).to(torch.float32)
+
+
+def _ours(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    from uws_store.moments import SideMoment, eigenvectors  # noqa: PLC0415 - not in every process
+
+    # One pass: moments about the first model, moved to the mean of all. A build gives each thread a tensor of its own;
+    # here there is one tensor, and each thread takes one of its sides.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    slices = _slices(folder)
+    reference = next(slices)
+    total = torch.zeros(reference.shape, dtype=torch.float64)
+    moments = [
+        SideMoment(size=size, block=size, side=side)
+        for side, size in zip(("left", "right"), reference.shape, strict=True)
+    ]
+    count = 1
+    with ThreadPoolExecutor(threads) as pool:
+        for tensor in slices:
+            change = tensor - reference
+            at_work = [pool.submit(moment.add, change) for moment in moments]
+            total += change
+            count += 1
+            wait(at_work)
+        total /= count
+
+        def finished(moment: SideMoment) -> torch.Tensor:
+            moment.add(total, times=-count)
+            return eigenvectors(moment.blocks()[0], rank)
+
+        left, right = pool.map(finished, moments)
+    torch.set_num_threads(threads)
+    return left, right
+
+
+def _stacked(folder: Path) -> torch.Tensor:
+    mean = _mean(folder)
+    return torch.stack([tensor - mean for tensor in _slices(folder)])
+
+
+def _incremental_pca(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.decomposition import IncrementalPCA  # noqa: PLC0415 - an extra
+
+    mean = _mean(folder)
+    rows, columns = IncrementalPCA(rank), IncrementalPCA(rank)
+    for tensor in _slices(folder):
+        change = (tensor - mean).numpy()
+        rows.partial_fit(change)
+        columns.partial_fit(change.T)
+    return torch.from_numpy(columns.components_.T), torch.from_numpy(rows.components_.T)
+
+
+def _pca(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.decomposition import PCA  # noqa: PLC0415 - an extra
+
+    changes = _stacked(folder)
+    right = PCA(rank).fit(changes.reshape(-1, changes.shape[2]).numpy()).components_.T
+    left = PCA(rank).fit(changes.transpose(1, 2).reshape(-1, changes.shape[1]).numpy()).components_.T
+    return torch.from_numpy(left), torch.from_numpy(right)
+
+
+def _pca_lowrank(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    changes = _stacked(folder)
+    torch.manual_seed(0)
+    _, _, right = torch.pca_lowrank(changes.reshape(-1, changes.shape[2]), q=rank, center=False)
+    _, _, left = torch.pca_lowrank(
+        changes.transpose(1, 2).reshape(-1, changes.shape[1]), q=rank, center=False
+    )
+    return left, right
+
+
+def _tucker(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    import tensorly  # noqa: PLC0415 - an extra
+    from tensorly.decomposition import partial_tucker  # noqa: PLC0415 - an extra
+
+    tensorly.set_backend("pytorch")
+    (_, factors), _ = partial_tucker(_stacked(folder), rank=[rank, rank], modes=[1, 2])
+    return factors[0], factors[1]
+
+
+METHODS: Mapping[str, Callable[[Path, int], tuple[torch.Tensor, torch.Tensor]]] = {
+    "ours": _ours,
+    "incremental-pca": _incremental_pca,
+    "pca": _pca,
+    "pca-lowrank": _pca_lowrank,
+    "tucker": _tucker,
+}
+
+
+def captured(folder: Path, left: torch.Tensor, right: torch.Tensor) -> float:
+    """Share of the changes' energy inside both subspaces; factors that are not orthonormal are made so."""
+    left, right = (torch.linalg.qr(side.to(torch.float64))[0] for side in (left, right))
+    mean = _mean(folder).to(torch.float64)
+    inside = whole = 0.0
+    for tensor in _slices(folder):
+        change = tensor.to(torch.float64) - mean
+        inside += float((left.T @ change @ right).square().sum())
+        whole += float(change.square().sum())
+    return inside / whole
+
+
+def imported_for(method: str) -> None:
+    """Import what a method needs: that is not what is measured."""
+    if method in ("pca", "incremental-pca"):
+        import sklearn.decomposition  # noqa: F401, PLC0415 - an extra
+    if method == "tucker":
+        import tensorly.decomposition  # noqa: F401, PLC0415 - an extra

@@ -15,6 +15,8 @@ import numpy.typing as npt
 __all__ = ["page_sizes"]
 
 _SHORTEST = 2048
+_LONGEST = 1 << 24
+"""What PCodec takes as one page."""
 _MOST_PIECES = 64
 _PAGE_BITS = 160.0
 """A page's header and the states of its coder, measured with PCodec 0.3: 20 bytes."""
@@ -39,10 +41,10 @@ def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
     Returns
     -------
     list of int
-        Sizes of the pages, in order; their sum is ``len(values)``.
+        Sizes of the pages, in order, each at most 2^24; their sum is ``len(values)``.
     """
     count = len(values)
-    piece = max(_SHORTEST, -(-count // _MOST_PIECES))
+    piece = min(_LONGEST, max(_SHORTEST, -(-count // _MOST_PIECES)))
     pieces = -(-count // piece)
     if pieces < 2:
         return [count] if count else []
@@ -59,6 +61,7 @@ def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
     alone = _costs(counts, extra_bits)
     costs = alone.tolist()
     gains = (alone[:-1] + alone[1:] - _costs(counts[:-1] + counts[1:], extra_bits)).tolist()
+    gains = [gain if sum(sizes[at : at + 2]) <= _LONGEST else -1.0 for at, gain in enumerate(gains)]
     while gains:
         at = int(np.argmax(gains))
         if gains[at] <= 0.0:
@@ -68,7 +71,8 @@ def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
         sizes[at] += sizes.pop(at + 1)
         for other in (at - 1, at):
             if 0 <= other < len(gains):
-                gains[other] = _gain(histograms, costs, other, extra_bits)
+                fits = sum(sizes[other : other + 2]) <= _LONGEST
+                gains[other] = _gain(histograms, costs, other, extra_bits) if fits else -1.0
     return sizes
 
 

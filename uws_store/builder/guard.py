@@ -29,6 +29,7 @@ _ROUNDS = 6
 _NEAR_ENOUGH = 0.001
 _TOLD_FROM = 1 << 18
 _WIDEST = 8.0
+_MOST_LONGER = 1024.0
 _PROFILE_BITS = 6.0
 _SHORT = 1 << 15
 _REASON = "a plain coder took less on encoded models"
@@ -138,8 +139,7 @@ def _compared(
     for task in tasks:
         # The samples are those of a tensor whose step is the family's.
         whole = quantise(fit.samples[task], step, rounding=rounding)
-        difference = (fit.samples[task] - whole * step).to(torch.float64)
-        errors.append(float(difference.square().sum()) * 4.0**-fit.shift)
+        errors.append(_error(fit.samples[task], whole * step, rounding) * 4.0**-fit.shift)
         integers.append(_flat(whole))
     sides = sum(_bits(side.integers.numpy()) for side in (fit.left, fit.right) if side is not None)
     profile = _PROFILE_BITS * (len(fit.rows) + len(fit.columns)) if fit.choice.candidate.ordered else 0.0
@@ -169,13 +169,13 @@ def _plain(
 
 
 def _at_error(values: torch.Tensor, error: float, step: float, rounding: Rounding) -> torch.Tensor:
-    """Quantise at the step, near the given one, whose squared error is the given one: told from a part of many values."""
+    """Quantise at the step, near the given one, whose error is the given one: told from a part of many values."""
     flat = values.reshape(-1)
     part = flat[:: max(1, len(flat) // _TOLD_FROM)].contiguous()
     wanted = error * len(part) / max(1, len(flat))
     found = step
     for _ in range(_ROUNDS):
-        own = float((part - quantise(part, found, rounding=rounding) * found).square().sum())
+        own = _error(part, quantise(part, found, rounding=rounding) * found, rounding)
         if not wanted or not own:
             break
         ratio = math.sqrt(wanted / own)
@@ -183,6 +183,19 @@ def _at_error(values: torch.Tensor, error: float, step: float, rounding: Roundin
         if abs(ratio - 1.0) < _NEAR_ENOUGH:
             break
     return quantise(values, found, rounding=rounding)
+
+
+def _error(values: torch.Tensor, kept: torch.Tensor, rounding: Rounding) -> float:
+    """Squared error; where the length is to be kept, once what is kept is made so long that its projection is right.
+
+    A step that drops nearly everything has no larger error than the change itself, and nothing of it.
+    """
+    values, kept = values.to(torch.float64), kept.to(torch.float64)
+    longer = 1.0
+    if rounding == "length":
+        energy, projection = float(values.square().sum()), float((values * kept).sum())
+        longer = energy / max(projection, energy / _MOST_LONGER) if energy else 1.0
+    return float((values - kept * longer).square().sum())
 
 
 def _flat(whole: torch.Tensor) -> _Integers:

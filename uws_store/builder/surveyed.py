@@ -30,12 +30,13 @@ from uws_store.canonical import Step
 from uws_store.device import CPU, told_of_retreat
 from uws_store.executors import Workers
 from uws_store.nulls import Sharing, pooled
-from uws_store.plan import Choice, step_shift
+from uws_store.plan import Choice, is_table, step_shift
 from uws_store.storage import MemoryStorage
 
 __all__ = ["BuiltBasis", "SurveyedZoo", "form_option", "step_shifts", "tensors_to_null"]
 
 _TRIMS = 4
+_FALLS = (0.5, 4.0)
 _NULLED_TENSORS = 12
 _NULL_SIDE = 4
 _NULL_ELEMENTS = 1 << 20
@@ -228,6 +229,9 @@ class SurveyedZoo:
 
     def trim_bits(self, built: BuiltBasis, fidelity: Fidelity) -> BuiltBasis:
         """Correct the step by what models really take, metadata and all."""
+        # Around one bit, a step that is r times larger takes about r**0.9 times fewer bits; at a tenth, r**2.
+        fall = 0.9
+        before: tuple[float, float] | None = None
         for _ in range(_TRIMS):
             step = step_of(built.basis.document.step)
             analyses = AnalysisCache(built.basis, device=self.devices[0])
@@ -238,8 +242,11 @@ class SurveyedZoo:
             bits = sum(model.bits_per_parameter(built.basis) for model in encoded) / len(encoded)
             if 0.985 * fidelity.value <= bits <= fidelity.value:
                 break
-            # Around one bit, a step that is r times larger takes about r**0.9 times fewer bits.
-            found = Step.nearest(step.value * (bits / (0.995 * fidelity.value)) ** (1 / 0.9))
+            if before is not None and bits != before[1]:
+                measured = -math.log(bits / before[1]) / math.log(step.value / before[0])
+                fall = min(_FALLS[1], max(_FALLS[0], measured))
+            before = step.value, bits
+            found = Step.nearest(step.value * (bits / (0.995 * fidelity.value)) ** (1 / fall))
             if found == step:
                 break
             built = self.assemble(built.fits, found)
@@ -280,6 +287,7 @@ def step_shifts(coded: Sequence[TensorSurvey]) -> dict[str, int]:
             own_parameters=sum(math.prod(each.shape) for each in together),
             energy=energy,
             parameters=parameters,
+            table=len(together) == 1 and is_table(*survey.matrix),
         )
         + round(math.log2(survey.sensitivity))
         for together in products.values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uws_store.plan.candidates import Candidate, SideChoice, decode_budget
 from uws_store.plan.choose import Choice, choose_sides, mean_cost
 from uws_store.plan.measure import fit_side
-from uws_store.plan.steps import mean_grid, step_shift
+from uws_store.plan.steps import is_table, mean_grid, step_shift
 
 __all__ = [
     "Candidate",
@@ -14,6 +14,7 @@ __all__ = [
     "choose_sides",
     "decode_budget",
     "fit_side",
+    "is_table",
     "mean_cost",
     "mean_grid",
     "step_shift",

@@ -143,6 +143,9 @@ def _slope(held_out: HeldOut, step: float, elements: int) -> float:
     """Squared steps of distortion that one bit per element is worth, on this tensor at this step."""
     plain = Candidate(ordered=False)
     fine, coarse = held_out.measure(plain), held_out.measure(plain, step=step * _SLOPE_RATIO)
+    if fine.equal_distortion != fine.distortion:
+        # So coarse a step drops most of a change: its noise is nothing beside what is missing.
+        return _SLOPES[1]
     saved = (fine.bits - coarse.bits) / elements
     added = coarse.distortion - fine.distortion
     return min(_SLOPES[1], max(_SLOPES[0], added / saved if saved > 0 else _SLOPES[1]))
@@ -176,7 +179,7 @@ class _Search:
         best = best_simple
         if factored is not None:
             gain = self._cost(best_simple) - self._cost(factored)
-            if gain > _MIN_GAIN * self._measure(best_simple).bits:
+            if gain > _MIN_GAIN * self._measure(best_simple).equal_bits:
                 best = self._truncated(factored) if self.truncate else factored
         simple = self._choice(best_simple, best_plain, self._reason(best_simple, best_simple, factored))
         if best == best_simple:
@@ -194,8 +197,10 @@ class _Search:
             bits_per_model=measured.bits,
             distortion=measured.distortion,
             basis_bits=self._basis_bits(best),
-            plain_bits_per_model=rival.bits
-            + (rival.distortion - measured.distortion) * self._elements() / self.slope,
+            plain_bits_per_model=measured.bits
+            + rival.equal_bits
+            - measured.equal_bits
+            + (rival.equal_distortion - measured.equal_distortion) * self._elements() / self.slope,
             plain_basis_bits=self._basis_bits(best_plain),
             flops_per_weight=best.flops_per_weight(*self.shape),
             reason=reason,
@@ -208,7 +213,11 @@ class _Search:
         if candidate not in self.measured:
             found = self.held_out.measure(candidate)
             if candidate.centred:
-                found = replace(found, distortion=found.distortion + self.mean_error)
+                found = replace(
+                    found,
+                    distortion=found.distortion + self.mean_error,
+                    equal_distortion=found.equal_distortion + self.mean_error,
+                )
             self.measured[candidate] = found
         return self.measured[candidate]
 
@@ -228,8 +237,8 @@ class _Search:
         """Everything in bits of one model: its core, its distortion, its part of the basis."""
         measured = self._measure(candidate)
         return (
-            measured.bits
-            + measured.distortion * self._elements() / self.slope
+            measured.equal_bits
+            + measured.equal_distortion * self._elements() / self.slope
             + self._basis_bits(candidate) / self.models
         )
 
@@ -243,7 +252,7 @@ class _Search:
             for size, side in zip(self.shape, (candidate.left, candidate.right), strict=True)
             if side is not None
         )
-        return _LEAST_ENTRY_BITS * entries < self.models * self._measure(Candidate(ordered=False)).bits
+        return _LEAST_ENTRY_BITS * entries < self.models * self._measure(Candidate(ordered=False)).equal_bits
 
     def _factored(self) -> Candidate | None:
         """The best candidate with factors: greedily the best right one, the best left one, then pairs of them."""
@@ -272,7 +281,7 @@ class _Search:
         allowed = self._measure(candidate).distortion + _TRUNCATION_LOSS
         for name in ("left", "right"):
             while True:
-                if self._basis_bits(best) / self.models < _MIN_BASIS_SHARE * self._measure(best).bits:
+                if self._basis_bits(best) / self.models < _MIN_BASIS_SHARE * self._measure(best).equal_bits:
                     return best
                 side: SideChoice | None = getattr(best, name)
                 if side is None or side.rank < 4:

@@ -43,6 +43,10 @@ _CODED_COUNT = 8192
 _FULL_LIMIT = 1024
 _WIDE_BLOCK = 256
 _PRIVATE_BITS = 64.0
+_KEPT_LENGTH = 0.6
+"""Share of a change's length that a candidate must keep to be compared with others: networks bear noise, not less."""
+_FINER = 2.0**-0.25
+_MOST_FINER = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +61,17 @@ class Measured:
         Squared error per element, in squared steps.
     side_bits : float
         Bits of the factors, as they are stored.
+    equal_bits, equal_distortion : float
+        The same as the first two, in the same units, where the candidate may be compared with others. Where rounding is
+        to keep the length and cannot at so coarse a step, that is at the coarsest step at which it keeps 0.6 of it.
+        Few bits at a step that drops nearly everything say nothing: such a model is the mean.
     """
 
     bits: float
     distortion: float
     side_bits: float
+    equal_bits: float
+    equal_distortion: float
 
 
 def can_hold_out(models: int) -> bool:
@@ -130,9 +140,12 @@ class HeldOut:
         try:
             parts = [fold.measure(candidate, step or self._step, self._rounding) for fold in self._folds]
         except InvalidInputError:  # beyond 32 bits: such a tensor would be private
-            return Measured(_PRIVATE_BITS * self._elements, 0.0, 0.0)
-        bits, distortion, side_bits = (float(sum(values)) / len(parts) for values in zip(*parts, strict=True))
-        return Measured(bits, distortion * (step or self._step) ** 2 / self._step**2, side_bits)
+            private = _PRIVATE_BITS * self._elements
+            return Measured(private, 0.0, 0.0, private, 0.0)
+        averages = [float(sum(values)) / len(parts) for values in zip(*parts, strict=True)]
+        bits, distortion, side_bits, equal_bits, equal_distortion = averages
+        scale = (step or self._step) ** 2 / self._step**2
+        return Measured(bits, distortion * scale, side_bits, equal_bits, equal_distortion * scale)
 
 
 def _splits(models: int, elements: int, seed: int) -> list[list[int]]:
@@ -221,47 +234,81 @@ class _Fold:
         assert self._mean is not None
         return self._mean
 
-    def measure(self, candidate: Candidate, step: float, rounding: Rounding) -> tuple[float, float, float]:
-        """Bits and squared error per element of a held model, on average, and bits of the factors."""
-        find_offset = preserving_offset if rounding == "length" else least_error_offset
+    def measure(self, candidate: Candidate, step: float, rounding: Rounding) -> tuple[float, ...]:
+        """What :class:`Measured` holds, on average over the held models."""
         origin = self._centre if candidate.centred else -self._whole_mean()
         sides = {
             name: self._side(name, choice) if choice else None
             for name, choice in (("left", candidate.left), ("right", candidate.right))
         }
-        integers: list[torch.Tensor] = []
-        error = 0.0
-        offsets = 0.0
+        reals: list[torch.Tensor] = []
+        lost = 0.0
         for change in fed(self._held, self._device):
             real = _coefficients(change - origin, sides["left"], sides["right"])
-            offset = find_offset(real, step)
-            whole = quantise(real, step, offset=offset)
-            error += float((real - whole * step).square().sum())
             if candidate.is_truncated:
-                error += float(
+                lost += float(
                     (change - origin - _weights(real, sides["left"], sides["right"])).square().sum()
                 )
-            integers.append(whole.reshape(-1).to(torch.int32).cpu())
-            offsets += offset / len(self._held)
+            reals.append(real)
         rows, columns = profile_of_margins(
             self._margin("left", candidate.left, centred=candidate.centred),
             self._margin("right", candidate.right, centred=candidate.centred),
             count=len(self._train),
         )
         classes = (rows[:, None] + columns[None, :]).reshape(-1).numpy()
-        stacked = torch.stack(integers, 1).numpy()
         side_bits = sum(side[2] for side in sides.values() if side)
+        count = len(self._held) * self._centre.numel() * step**2
+        rounded = _Rounded.of(reals, step, rounding)
+        bits, distortion = rounded.bits(classes, ordered=candidate.ordered), (rounded.error + lost) / count
+        for _ in range(_MOST_FINER if rounding == "length" else 0):
+            if rounded.kept >= _KEPT_LENGTH:
+                break
+            rounded = _Rounded.of(reals, rounded.step * _FINER, rounding)
+        if rounded.step == step:
+            return bits, distortion, side_bits, bits, distortion
+        equal_bits = rounded.bits(classes, ordered=candidate.ordered)
+        return bits, distortion, side_bits, equal_bits, (rounded.error + lost) / count
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounded:
+    """Coefficients of several models at a step: integers, squared error, and the share of the length that is kept."""
+
+    step: float
+    integers: tuple[torch.Tensor, ...]
+    offset: float
+    error: float
+    kept: float
+
+    @classmethod
+    def of(cls, reals: Sequence[torch.Tensor], step: float, rounding: Rounding) -> _Rounded:
+        """Quantise coefficients."""
+        find_offset = preserving_offset if rounding == "length" else least_error_offset
+        integers: list[torch.Tensor] = []
+        error = projection = energy = offsets = 0.0
+        for real in reals:
+            offset = find_offset(real, step)
+            whole = quantise(real, step, offset=offset)
+            error += float((real - whole * step).square().sum())
+            projection += float((real * whole).sum()) * step
+            energy += float(real.square().sum())
+            integers.append(whole.reshape(-1).to(torch.int32).cpu())
+            offsets += offset / len(reals)
+        return cls(step, tuple(integers), offsets, error, projection / energy if energy else 1.0)
+
+    def bits(self, classes: np.ndarray[tuple[int, ...], np.dtype[np.int16]], *, ordered: bool) -> float:
+        """Bits of a model's integers."""
+        stacked = torch.stack(self.integers, 1).numpy()
         if stacked.size < _CODED_COUNT:
             # A stream's header would be most of so little, and is shared with other tensors of the read group.
-            level = classes if candidate.ordered else np.full_like(classes, round(float(classes.mean())))
-            scales = np.exp2(level / PROFILE_UNITS_PER_OCTAVE) / (2**0.5 * step)
-            bits = ideal_bits(stacked, np.broadcast_to(scales[:, None], stacked.shape), offset=offsets)
+            level = classes if ordered else np.full_like(classes, round(float(classes.mean())))
+            scales = np.exp2(level / PROFILE_UNITS_PER_OCTAVE) / (2**0.5 * self.step)
+            bits = ideal_bits(stacked, np.broadcast_to(scales[:, None], stacked.shape), offset=self.offset)
         else:
-            if candidate.ordered:
+            if ordered:
                 stacked = stacked[np.argsort(np.negative(classes), kind="stable")]
-            bits = _coded_bits(stacked if candidate.ordered else stacked.T)
-        count = len(self._held)
-        return bits / count, error / (count * self._centre.numel() * step**2), side_bits
+            bits = _coded_bits(stacked if ordered else stacked.T)
+        return bits / len(self.integers)
 
 
 def _coded_bits(integers: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> float:

@@ -56,15 +56,19 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registr
 
 
 def publish_from(
-    registry: Registry, tasks_of: Callable[[int], list[str]], *, may_fail: bool = False
+    registry: Registry,
+    tasks_of: Callable[[int], list[str]],
+    *,
+    count: int = WRITERS,
+    may_fail: bool = False,
 ) -> list[int]:
     """Publish from many processes at once; gives the numbers of all commits that were acknowledged.
 
     A publisher that ends without an answer fails the test at once, unless it may (it met the loss itself).
     """
     context = processes()
-    barrier = context.Barrier(WRITERS)
-    pipes = [context.Pipe(duplex=False) for _ in range(WRITERS)]
+    barrier = context.Barrier(count)
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
     writers = [
         context.Process(target=publish_many, args=(registry.url, barrier, tasks_of(number), sender))
         for number, (_, sender) in enumerate(pipes)

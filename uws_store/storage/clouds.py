@@ -7,7 +7,9 @@ Must not know paths, ranges or errors of ours.
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 import tenacity
@@ -42,20 +44,9 @@ class _FilesBackend(Backend):
     ----------
     _files
         The store's fsspec file system.
-    _modified : str
-        Where its answer on an object says when that was written; for stores whose :meth:`info` this is.
     """
 
     _files: Any
-    _modified: str
-
-    def info(self, key: str) -> ObjectInfo:
-        """See :meth:`Backend.info`."""
-        found = self._files.info(key)
-        if found["type"] != "file":
-            raise FileNotFoundError(key)
-        modified = found.get(self._modified)
-        return ObjectInfo(int(found["size"]), None if modified is None else modified.timestamp())
 
     def remove(self, key: str) -> None:
         """See :meth:`Backend.remove`."""
@@ -147,11 +138,13 @@ class GcsBackend(_FilesBackend):
         What :class:`gcsfs.GCSFileSystem` takes; it repeats failed requests itself.
     """
 
-    _modified = "mtime"
-
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - the library's own
-        from gcsfs import GCSFileSystem  # noqa: PLC0415 - an optional package
+        # Not the class that gcsfs gives by default, which asks over gRPC first what kind a bucket is: that is one more
+        # request, and where only the endpoint of the option answers it takes a minute to fail.
+        from gcsfs.core import GCSFileSystem  # noqa: PLC0415 - an optional package
 
+        # It logs an error that it raises too, with a traceback.
+        logging.getLogger("gcsfs").addHandler(logging.NullHandler())
         if options.pop("anon", False):
             options["token"] = "anon"  # noqa: S105 - the library's word for none
         self._files = GCSFileSystem(use_listings_cache=False, **{"timeout": _READ_TIMEOUT_S, **options})
@@ -160,6 +153,13 @@ class GcsBackend(_FilesBackend):
         """See :meth:`Backend.fetch`."""
         data: bytes = self._files.cat_file(path=key, start=start, end=end)
         return data
+
+    def info(self, key: str) -> ObjectInfo:
+        """See :meth:`Backend.info`."""
+        # Not gcsfs' own info, which lists the bucket too.
+        bucket, _, name = key.partition("/")
+        found = self._files.call("GET", "b/{}/o/{}", bucket, name, json_out=True)
+        return ObjectInfo(int(found["size"]), dt.datetime.fromisoformat(found["updated"]).timestamp())
 
     def create(self, key: str, data: bytes) -> None:
         """See :meth:`Backend.create`; made by `ifGenerationMatch=0`, checked by the MD5 that the answer gives."""
@@ -179,8 +179,6 @@ class AzureBackend(_FilesBackend):
         What :class:`adlfs.AzureBlobFileSystem` takes; the Azure SDK repeats failed requests itself.
     """
 
-    _modified = "last_modified"
-
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - the library's own
         from adlfs import AzureBlobFileSystem  # noqa: PLC0415 - an optional package
 
@@ -193,6 +191,14 @@ class AzureBackend(_FilesBackend):
             start = max(0, self.info(key).size + start)
         data: bytes = self._files.cat_file(path=key, start=start, end=end)
         return data
+
+    def info(self, key: str) -> ObjectInfo:
+        """See :meth:`Backend.info`."""
+        found = self._files.info(key)
+        if found["type"] != "file":
+            raise FileNotFoundError(key)
+        modified = found.get("last_modified")
+        return ObjectInfo(int(found["size"]), None if modified is None else modified.timestamp())
 
     def create(self, key: str, data: bytes) -> None:
         """See :meth:`Backend.create`."""

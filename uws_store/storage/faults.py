@@ -116,6 +116,10 @@ def fault_of(error: BaseException) -> Fault:
         )
         if isinstance(link, PermissionError):
             by_class = by_class or "storage/permission"
+        if type(link) is OSError and str(link).startswith(
+            "Forbidden: "
+        ):  # gcsfs tells a 403 by these words alone
+            by_class = by_class or "storage/permission"
         if isinstance(link, ConnectionError | TimeoutError):
             by_class = by_class or "storage/unreachable"
     kind = _CODE_KINDS.get(code) or _STATUS_KINDS.get(status) or by_class or "storage/io"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from uws_store.errors import InvalidInputError, NotFoundError
+from uws_store.storage.faults import as_error
 from uws_store.storage.hugging import HubBackend, HubStorage
 from uws_store.storage.local import LocalStorage
 from uws_store.storage.memory import MemoryStorage
@@ -192,6 +193,11 @@ def _backend(scheme: str, options: Mapping[str, object]) -> Backend:
             f"{scheme}:// cannot be opened with the storage options {', '.join(sorted(options)) or '(none)'}",
             kind="invalid-input/storage-option",
         ) from None
+    except Exception as error:  # noqa: BLE001 - what a library raises becomes an error of ours
+        # Some look for credentials, or ask what a token may do, before anything is read.
+        secrets = StorageUrl("", options).secrets()
+        refused, cause = as_error(error, action="open", where=f"{scheme}://", secrets=secrets)
+        raise refused from cause
     assert isinstance(made, Backend)
     return made
 

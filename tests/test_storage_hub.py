@@ -383,3 +383,29 @@ class TestManyModels:
         assert verify("digits", "task-08", registry=target).ok
         assert diff(("digits", "task-08"), ("digits", "task-09"), registry=target).tensors
         assert [path for path in hub.repos[f"models/{repo}"].files if "/packs/" in path] == packs
+
+    def test_a_build_there_is_one_commit_and_few_files_too(
+        self, hub: Hub, repo: str, options: dict[str, object], tmp_path: Path
+    ) -> None:
+        target = open_registry(f"hf://{repo}", create=True, storage_options=options)
+        made = len(commits(hub, repo))
+        zoo = make_zoo(tmp_path / "zoo", models=12, shapes={"a.weight": (16, 16), "head.bias": (3,)})
+        build(zoo, family="built", registry=target, exact=True)
+        assert len(commits(hub, repo)) == made + 1
+        files = hub.repos[f"models/{repo}"].files
+        assert len([path for path in files if "/packs/" in path]) == 1
+        assert [path for path in files if path.startswith("families/built/models/")] == [
+            "families/built/models/zarr.json"
+        ]
+        again = open_registry(f"hf://{repo}", storage_options=options)
+        assert verify("built", registry=again, against=zoo).ok
+        pull(again, "built", registry=Registry.init(str(tmp_path / "back")))
+
+    def test_other_processes_cannot_build_there(
+        self, repo: str, options: dict[str, object], tmp_path: Path
+    ) -> None:
+        target = open_registry(f"hf://{repo}", create=True, storage_options=options)
+        zoo = make_zoo(tmp_path / "zoo", models=3, shapes={"a.weight": (16, 16)})
+        with pytest.raises(InvalidInputError) as caught:
+            build(zoo, family="built", registry=target, executor="processes")
+        assert caught.value.kind == "invalid-input/executor"

@@ -31,7 +31,7 @@ from uws_store.checkpoint import Checkpoint
 from uws_store.device import CPU
 from uws_store.errors import FormatError
 from uws_store.fidelity import Judge, ModelScore, ScoringRequest
-from uws_store.metadata.log import ModelAction
+from uws_store.metadata.log import ModelAction, PackPlace
 from uws_store.storage import Storage, open_storage
 from uws_store.store import put_verified
 
@@ -204,7 +204,9 @@ class StoredModel:
         sizes = tuple((path, len(data)) for path, data in model.objects.items())
         return cls(result, model.digest, model.document.exact_digests is not None, sizes, is_new)
 
-    def action(self, family: str, *, version: int, revision: int) -> ModelAction:
+    def action(
+        self, family: str, *, version: int, revision: int, pack: PackPlace | None = None
+    ) -> ModelAction:
         """Write the model's line of a commit."""
         return ModelAction(
             family=family,
@@ -214,6 +216,7 @@ class StoredModel:
             digest=self.digest,
             size_bytes=self.result.size_bytes,
             exact=self.exact,
+            pack=pack,
         )
 
     def at_version(self, version: int) -> ModelResult:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from uws_store.api.cache import at_source
 from uws_store.api.moved_names import newer_records, publish_names, require_same_architecture
 from uws_store.api.opening import open_registry
+from uws_store.api.packing import is_packed
 from uws_store.api.showing import card_beside
 from uws_store.api.transfer import Held, Transfer
 from uws_store.builder import Progress
@@ -22,7 +23,6 @@ from uws_store.registry import (
     RegistryState,
     split_task,
 )
-from uws_store.storage.hugging import HubStorage
 
 __all__ = ["MoveResult", "mirror", "pull", "push"]
 
@@ -184,7 +184,7 @@ def _move(
             here,
             entries,
             whole=family not in there.families,
-            packed=isinstance(target.storage, HubStorage) if pack is None else pack,
+            packed=is_packed(target.storage) if pack is None else pack,
             progress=progress,
         )
         if task is None:

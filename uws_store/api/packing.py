@@ -12,16 +12,27 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from uws_store import layout
+from uws_store.api.encoding import StoredModel
 from uws_store.errors import FormatError, NotFoundError
 from uws_store.metadata.document import Document
 from uws_store.metadata.group import to_group_bytes
+from uws_store.metadata.log import PackPlace
 from uws_store.model import read_document
-from uws_store.packs import Pack, make_pack, model_storage
-from uws_store.registry import ModelEntry, Registry
-from uws_store.storage import Storage
+from uws_store.packs import Pack, make_pack, model_objects, model_storage
+from uws_store.registry import ModelEntry, Publication, Registry
+from uws_store.storage import CachedStorage, Storage
+from uws_store.storage.hugging import HubStorage
 from uws_store.store import verify_object
 
-__all__ = ["MOST_MODEL_BYTES", "MOST_PACK_BYTES", "SourceModels", "group_bytes", "packs_of"]
+__all__ = [
+    "MOST_MODEL_BYTES",
+    "MOST_PACK_BYTES",
+    "SourceModels",
+    "group_bytes",
+    "is_packed",
+    "pack_staged",
+    "packs_of",
+]
 
 MOST_PACK_BYTES = 64 << 20
 """A pack is closed before it would be longer: it is held in memory, and lives as long as one of its models."""
@@ -107,6 +118,45 @@ class SourceModels:
                 )
             objects.append(verify_object(data, shard, where=where))
         return objects
+
+
+def is_packed(storage: Storage) -> bool:
+    """Tell whether models go into packs there unless one asks otherwise: where objects are what is counted."""
+    return isinstance(storage.inner if isinstance(storage, CachedStorage) else storage, HubStorage)
+
+
+def pack_staged(
+    storage: Storage, family: str, models: Iterable[StoredModel], publication: Publication
+) -> dict[str, PackPlace]:
+    """Put models that wait for their commit into packs in place of their folders; where each lies, by its digest.
+
+    Only where :func:`is_packed`: there what is staged has not left this machine yet. What stood there before stays in
+    its folder.
+    """
+    staged = {model.digest: model for model in models if model.is_new}
+    inner = storage.inner if isinstance(storage, CachedStorage) else storage
+
+    def objects() -> Iterator[tuple[str, list[bytes]]]:
+        for digest, model in staged.items():
+            if sum(size_bytes for _, size_bytes in model.objects) > MOST_MODEL_BYTES:
+                continue
+            prefix = layout.model_prefix(family, digest)
+            document = read_document(inner, prefix, digest=digest)
+            paths = [layout.GROUP_PATH, *(path for path, _ in model_objects(document))]
+            yield digest, [inner.read(f"{prefix}/{path}") for path in paths]
+
+    places: dict[str, PackPlace] = {}
+    for pack in packs_of(objects()):
+        path = layout.pack_path(family, pack.digest)
+        is_new = inner.stage(path, pack.data)
+        publication.stored(path, {"": len(pack.data)}, reused=not is_new)
+        places |= pack.places
+        for digest in pack.places:
+            prefix = layout.model_prefix(family, digest)
+            for name, _ in staged[digest].objects:
+                inner.delete(f"{prefix}/{name}")
+            publication.dropped(prefix)
+    return places
 
 
 def _read(storage: Storage, path: str, first: int, last: int) -> bytes:

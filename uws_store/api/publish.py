@@ -22,6 +22,7 @@ from uws_store.api.generation import basis_options, remarks_on_groups, share_of
 from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.options import choose_fidelity, expected, read_overhead
+from uws_store.api.packing import is_packed, pack_staged
 from uws_store.api.planning import read_plan
 from uws_store.api.results import BuildResult
 from uws_store.basis import step_of
@@ -32,7 +33,7 @@ from uws_store.errors import AlreadyExistsError, InvalidInputError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.fidelity import EvaluationFunction, OnMiss, read_request, summarise
 from uws_store.metadata.group import PLAIN_GROUP
-from uws_store.metadata.log import Action, BasisAction, FamilyAction
+from uws_store.metadata.log import Action, BasisAction, FamilyAction, PackPlace
 from uws_store.metadata.plan import PlanDocument
 from uws_store.names import check_family_name
 from uws_store.nulls import pooled
@@ -233,7 +234,11 @@ def build(
                 )
             )
         stored = {task: model for part in parts for task, model in part.models.items()}
-        actions = _actions(family, members, parts, [stored[task] for task in members.checkpoints])
+        ordered = [stored[task] for task in members.checkpoints]
+        packs: Mapping[str, PackPlace] = {}
+        if is_packed(opened.storage):
+            packs = pack_staged(opened.storage, family, ordered, publication)
+        actions = _actions(family, members, parts, ordered, packs)
 
         def all_actions(state: RegistryState) -> Sequence[Action]:
             _require_new(state, family)
@@ -272,7 +277,11 @@ def build(
 
 
 def _actions(
-    family: str, members: Members, parts: Sequence[BuiltPart], models: Sequence[StoredModel]
+    family: str,
+    members: Members,
+    parts: Sequence[BuiltPart],
+    models: Sequence[StoredModel],
+    packs: Mapping[str, PackPlace],
 ) -> list[Action]:
     """What one commit says of a new family: its bases by number, and every model on its own."""
     revision = {task: number for number, part in enumerate(parts, 1) for task in part.models}
@@ -284,7 +293,12 @@ def _actions(
             )
             for number, part in enumerate(parts, 1)
         ),
-        *(model.action(family, version=1, revision=revision[model.result.task]) for model in models),
+        *(
+            model.action(
+                family, version=1, revision=revision[model.result.task], pack=packs.get(model.digest)
+            )
+            for model in models
+        ),
     ]
 
 
@@ -303,7 +317,13 @@ def _put_groups(storage: Storage, family: str) -> None:
 
 
 def _require_reachable(registry: Registry, spec: ExecutorSpec) -> None:
-    """Refuse other processes for a registry that only this one sees."""
+    """Refuse other processes where only this one sees what it stores."""
+    if not spec.shares_memory and is_packed(registry.storage):
+        raise InvalidInputError(
+            f"what is built for {registry.url} waits on this machine for its one commit, which other processes cannot "
+            "add to; use the executor threads or serial, or build on disk and push",
+            kind="invalid-input/executor",
+        )
     if not spec.shares_memory and registry.url.startswith("memory://"):
         raise InvalidInputError(
             f"a registry in memory ({registry.url}) is seen by this process alone; use the executor threads or serial, "

@@ -129,6 +129,11 @@ class Publication:
         if reused or (self._is_slow() and time.monotonic() - self._renewed > _LEASE_AFTER_S):
             self._hold()
 
+    def dropped(self, prefix: str) -> None:
+        """Tell that what was stored there is no part of this publication."""
+        self._sizes.pop(prefix, None)
+        self._reused.discard(prefix)
+
     def settle(self) -> None:
         """Make sure that everything stored is still there; to be called just before the commit.
 

@@ -30,6 +30,7 @@ from uws_store.layout import (
 from uws_store.metadata.log import Action, DeleteAction, new_nonce
 from uws_store.metadata.pending import PendingNote
 from uws_store.registry.pending import LEASE_LIFE_S, SWEEP_LIFE_S, read_notes
+from uws_store.storage import Listed, list_entries
 
 if TYPE_CHECKING:
     from uws_store.registry.pending import Note
@@ -97,7 +98,7 @@ class Collection:
 class _Found:
     """The objects below one prefix."""
 
-    paths: list[str] = field(default_factory=list)
+    objects: list[Listed] = field(default_factory=list)
 
 
 def collect(
@@ -132,6 +133,12 @@ def collect(
         When the storage fails, or does not tell when objects were written (``storage/no-clock``).
     FormatError
         When the log or a note is damaged: what is reachable is not known then, and nothing is removed.
+
+    Notes
+    -----
+    Over S3 a visit costs a page of listing for every thousand objects, one deletion for each object that is removed, what
+    opening the registry costs, two requests for each note of a writer at work, and about ten more. Storages whose
+    listing tells neither sizes nor times are asked for both, of unreachable objects alone.
     """
     _check_options(keep_last, older_than_s, grace_s)
     storage = registry.storage
@@ -268,10 +275,10 @@ def _objects_of(storage: Storage) -> dict[str, _Found]:
     """Group the registry's objects by the basis, model, pack, verification or snapshot they belong to; others are nobody's business."""
     found: dict[str, _Found] = {}
     for folder in (FAMILIES_PREFIX, f"{LOG_PREFIX}/snapshots"):
-        for path in storage.list(folder):
-            matched = _COLLECTED.match(path)
+        for held in list_entries(storage, folder):
+            matched = _COLLECTED.match(held.path)
             if matched is not None:
-                found.setdefault(matched[1] or matched[2], _Found()).paths.append(path)
+                found.setdefault(matched[1] or matched[2], _Found()).objects.append(held)
     return found
 
 
@@ -301,12 +308,17 @@ def _leased(storage: Storage, now: float) -> set[str]:
 
 def _untouched(storage: Storage, found: _Found, *, since: float) -> bool:
     """Whether every object was last written at or before a time."""
-    written = [storage.modified(path) for path in found.paths]
+    written = [
+        storage.modified(held.path) if held.modified is None else held.modified for held in found.objects
+    ]
     return all(time_s is None or time_s <= since for time_s in written)
 
 
 def _measured(storage: Storage, prefix: str, found: _Found) -> Removal:
-    return Removal(prefix, len(found.paths), sum(storage.size(path) or 0 for path in found.paths))
+    sizes = [
+        storage.size(held.path) if held.size_bytes is None else held.size_bytes for held in found.objects
+    ]
+    return Removal(prefix, len(sizes), sum(size or 0 for size in sizes))
 
 
 def _sweep(registry: Registry, due: set[str], garbage: dict[str, _Found], *, now: float) -> list[str]:
@@ -325,7 +337,8 @@ def _sweep(registry: Registry, due: set[str], garbage: dict[str, _Found], *, now
             if time.monotonic() > deadline:
                 break  # publishers wait for us no longer; the next visit goes on
             # The group document first: what is left of a model that is half gone is no model.
-            for path in sorted(garbage[prefix].paths, key=lambda path: path != f"{prefix}/{GROUP_PATH}"):
+            paths = [held.path for held in garbage[prefix].objects]
+            for path in sorted(paths, key=lambda path: path != f"{prefix}/{GROUP_PATH}"):
                 storage.delete(path)
             removed.append(prefix)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from uws_store.storage.cached import CachedFile, CachedStorage, CacheFolder
+from uws_store.storage.listing import Listed, list_entries
 from uws_store.storage.local import LocalStorage
 from uws_store.storage.memory import MemoryStorage
 from uws_store.storage.opening import open_storage
@@ -13,11 +14,13 @@ __all__ = [
     "CacheFolder",
     "CachedFile",
     "CachedStorage",
+    "Listed",
     "LocalStorage",
     "MemoryStorage",
     "Storage",
     "StorageUrl",
     "check_path",
+    "list_entries",
     "open_storage",
     "parse_options",
     "public_options",

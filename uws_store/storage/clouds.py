@@ -117,6 +117,14 @@ class S3Backend(_FilesBackend):
         """See :meth:`Backend.replace`."""
         self._upload(key, data, mode="overwrite")
 
+    def entries(self, prefix: str) -> Iterable[tuple[str, ObjectInfo | None]]:
+        """See :meth:`Backend.entries`."""
+        found: dict[str, Any] = self._files.find(prefix, detail=True)
+        return [
+            (key, ObjectInfo(int(info["size"]), info["LastModified"].timestamp()))
+            for key, info in found.items()
+        ]
+
     def _upload(self, key: str, data: bytes, *, mode: str) -> None:
         if len(data) <= _LARGEST_PUT_BYTES:
             md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

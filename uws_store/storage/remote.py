@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from uws_store.errors import FormatError, NotFoundError, StorageError, UwsError
 from uws_store.storage.faults import as_error, fault_of
+from uws_store.storage.listing import Listed
 from uws_store.storage.protocol import check_path, missing, resolve_range, too_large, write_hints
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class Backend(ABC):
     @abstractmethod
     def keys(self, prefix: str) -> Iterable[str]:
         """Give all keys below a folder, and perhaps others."""
+
+    def entries(self, prefix: str) -> Iterable[tuple[str, ObjectInfo | None]]:
+        """Give the same keys with what the listing tells of each, None where it tells nothing."""
+        return ((key, None) for key in self.keys(prefix))
 
 
 class RemoteStorage:
@@ -177,12 +182,24 @@ class RemoteStorage:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See :meth:`Storage.list`; the paths, though not the objects, are held in memory."""
+        return (found.path for found in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Listed]:
+        """List as :meth:`list` does, with what the pages tell of each object."""
         below = self._key(prefix) if prefix else self._root
         with self._errors("list", prefix), contextlib.suppress(FileNotFoundError):
-            found = [
-                key[len(self._root) + 1 :] for key in self._backend.keys(below) if key.startswith(f"{below}/")
-            ]
-            return iter(sorted(filter(_is_path, found)))
+            found = {
+                key[len(self._root) + 1 :]: info
+                for key, info in self._backend.entries(below)
+                if key.startswith(f"{below}/")
+            }
+            return iter(
+                [
+                    Listed(path, *((info.size, info.modified) if info is not None else ()))
+                    for path, info in sorted(found.items(), key=lambda pair: pair[0])
+                    if _is_path(path)
+                ]
+            )
         return iter(())
 
     def delete(self, path: str) -> None:

@@ -50,6 +50,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the guides say they use."""
     make_small_zoo(tmp_path / "zoo")
     make_adapters(tmp_path / "adapters")
+    make_keys(tmp_path)
     (tmp_path / "score.py").write_text(SCORE)
     new = load_file(tmp_path / "zoo" / "task-00.safetensors")
     save_file(
@@ -60,6 +61,19 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UWS_STORE_REGISTRY", str(tmp_path / "registry"))
     monkeypatch.setenv("UWS_STORE_CACHE", str(tmp_path / "cache"))
     return tmp_path
+
+
+def make_keys(folder: Path) -> None:
+    """What ``openssl`` makes in the guide, where the package that signs is installed."""
+    with contextlib.suppress(ImportError):
+        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - an optional package
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+
+        key = Ed25519PrivateKey.generate()
+        pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+        (folder / "jo.key").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+        public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+        (folder / "jo.pem").write_bytes(public)
 
 
 def blocks(guide: Path) -> list[tuple[str, str]]:
@@ -112,6 +126,8 @@ def test_every_block_of_a_guide_runs(guide: Path, desk: Path, monkeypatch: pytes
             }.items():
                 monkeypatch.setenv(name, value)
             make_bucket("models", endpoint)
+        if "--signature" in guide.read_text(encoding="utf-8"):
+            pytest.importorskip("cryptography", reason="the guide needs the extra sign")
         more: tuple[str, ...] = ()
         if "hf://" in guide.read_text(encoding="utf-8"):
             _, address = stack.enter_context(hub_server())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 from cli_support import make_small_zoo
 from hub_support import TOKEN, Hub, hub_server
+from safetensors.torch import load_file, save_file
 from storage_support import CountingStorage
-from zoo_support import same_bits
+from zoo_support import make_zoo, same_bits
 
 from uws_store import api
 from uws_store.api import family as family_module
+from uws_store.basis.opened import ARRAYS, array_record
 from uws_store.errors import InvalidInputError, NotFoundError, StorageError, UwsError
 from uws_store.registry import Registry
 from uws_store.storage import (
@@ -180,6 +183,34 @@ class TestRequests:
         family.load("task-02", revision=1).materialize()
         family.load("task-02", refresh=False).materialize()
         assert remote.requests == []
+
+    def test_arrays_of_a_model_and_of_a_basis_are_asked_for_at_the_same_time(self, tmp_path: Path) -> None:
+        zoo = make_zoo(tmp_path / "zoo")
+        for index, path in enumerate(sorted(zoo.iterdir())):
+            save_file(load_file(path) | {"steps": torch.tensor([index])}, path)
+        registry = str(tmp_path / "registry")
+        api.build(zoo, family="mlp", registry=registry)
+        family = api.open_family("mlp", registry=registry)
+        entry = family.resolve("task-00")
+        arrays = {
+            "models": set(family.model(entry).document.arrays),
+            "basis": {name for name in ARRAYS if array_record(family.basis().document, name)} - {"files"},
+        }
+        assert all(len(names) > 1 for names in arrays.values())
+        met = {folder: threading.Barrier(len(names)) for folder, names in arrays.items()}
+
+        class Meeting(CountingStorage):
+            """Answers when all arrays were asked for."""
+
+            def read_at_most(self, path: str, limit_bytes: int) -> bytes | None:
+                if path.endswith("/c/0"):
+                    met[path.split("/")[2]].wait(30)
+                return super().read_at_most(path, limit_bytes)
+
+        over = api.open_family("mlp", registry=Registry.over(Meeting(LocalStorage(Path(registry)))))
+        found = over.load("task-00").materialize()
+        expected = family.load("task-00").materialize()
+        assert all(same_bits(tensor, expected[name]) for name, tensor in found.items())
 
     def test_a_version_that_is_not_known_is_looked_for(self, tmp_path: Path) -> None:
         zoo = make_small_zoo(tmp_path / "zoo", models=3)

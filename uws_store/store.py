@@ -12,9 +12,10 @@ import hashlib
 import struct
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -28,14 +29,16 @@ from uws_store import layout
 from uws_store.entropy import decode_integers, encode_integers
 from uws_store.errors import FormatError, NotFoundError, StorageError
 from uws_store.metadata.arrays import SHARD_CHUNKS, ArrayRecord, ObjectRecord
-from uws_store.storage import Storage
+from uws_store.storage import LocalStorage, MemoryStorage, Storage
 
-__all__ = ["ArrayReader", "EncodedArray", "encode_array", "put_verified", "verify_object"]
+__all__ = ["ArrayReader", "EncodedArray", "encode_array", "of_each", "put_verified", "verify_object"]
 
 # The codec is ours by choice; zarr-python tells every user of it that other readers may lack it.
 warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr", category=ZarrUserWarning)
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
+_LARGE_BYTES = 1 << 20
 _MISSING = 2**64 - 1
 _CRC = struct.Struct("<I")
 
@@ -187,6 +190,27 @@ def verify_object(data: bytes, record: ObjectRecord, *, where: str) -> bytes:
     return data
 
 
+def of_each(readers: Sequence[ArrayReader], do: Callable[[ArrayReader], T]) -> list[T]:
+    """Do something with several arrays, at the same time where they are large or behind a network.
+
+    Parameters
+    ----------
+    readers : sequence of ArrayReader
+        The arrays.
+    do : callable
+        Called with each, from any thread.
+
+    Raises
+    ------
+    Exception
+        What the first of them, in order, raises; the others are run to their end.
+    """
+    if len(readers) < 2 or all(reader.is_quick for reader in readers):
+        return [do(reader) for reader in readers]
+    with ThreadPoolExecutor(len(readers), thread_name_prefix="uws-fetch") as pool:
+        return list(pool.map(do, readers))
+
+
 class ArrayReader:
     """Reads of one stored array, whole or by ranges; threads may share it.
 
@@ -268,6 +292,12 @@ class ArrayReader:
             data = self._fetch_whole(shard)
             with self._lock:
                 self._held[shard] = data
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether reading the whole array takes less time than starting a thread for it, or nearly."""
+        near = isinstance(self._storage, LocalStorage | MemoryStorage)
+        return near and self.record.size_bytes < _LARGE_BYTES
 
     def release(self) -> None:
         """Drop what :meth:`hold` fetched."""

@@ -49,7 +49,7 @@ def measure_loading(
         folder / ("small" if quick else "vit"), width=192 if quick else 768, depth=1 if quick else 12
     )
     rivals = Rivals.write(forged.plain, folder / "rivals")
-    repeats = 2 if quick else 5
+    repeats = 2 if quick else 3
     say("local disk")
     rows = measure_disk(forged, rivals, repeats=repeats)
     if is_installed():

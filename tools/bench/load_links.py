@@ -170,7 +170,7 @@ def _over(
         passed[what] = link.passed()
 
     raw = _raw_bits_per_s(link, most_bytes=int(bits_per_s * _RAW_S / 8))
-    for _ in range(1 if bits_per_s < _SLOW_BITS_PER_S else 3):
+    for _ in range(1 if bits_per_s < _SLOW_BITS_PER_S else 2):
         for other, how in others.items():
             ours.forget()
             turn(CHECKED, ours.load)

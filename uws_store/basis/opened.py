@@ -27,7 +27,7 @@ from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.basis import BasisDocument, SideRecord, StepRecord, TensorRecord
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.storage import Storage
-from uws_store.store import ArrayReader
+from uws_store.store import ArrayReader, of_each
 from uws_store.subspace import QuantisedSide
 
 T = TypeVar("T")
@@ -116,9 +116,9 @@ class Basis:
     def prefetch(self) -> None:
         """Read every array of numbers whole, one request per shard; later reads are served from memory."""
         with self._lock:
-            for name, reader in self._readers.items():
-                if name not in self._whole and name != "files":
-                    self._whole[name] = _narrowed(reader.read()) if name == "mean" else reader.read()
+            names = [name for name in self._readers if name not in self._whole and name != "files"]
+            readers = [self._readers[name] for name in names]
+            self._whole |= zip(names, of_each(readers, lambda reader: _narrowed(reader.read())), strict=True)
 
     def kept(self, key: str, make: Callable[[Basis], T]) -> T:
         """What was made from this basis under a key: made once, and kept for as long as the basis is."""

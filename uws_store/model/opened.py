@@ -26,7 +26,7 @@ from uws_store.model.slices import Slices
 from uws_store.model.sources import Source, residual_starts, sources_of
 from uws_store.residual import apply_residual, residual_classes, residual_dtype, residual_order
 from uws_store.storage import Storage
-from uws_store.store import ArrayReader
+from uws_store.store import ArrayReader, of_each
 from uws_store.tensor_bytes import from_rotated, tensor_from_bytes
 
 __all__ = ["Model", "Tier"]
@@ -237,9 +237,8 @@ class Model:
     def read_all(self, tier: Tier = "compact") -> None:
         """Fetch what is needed for every tensor of a tier with one request per object."""
         self._whole = True
-        for name, reader in self._readers.items():
-            if name.startswith(("core", "private")) or (tier == "exact" and name.startswith("residual")):
-                reader.hold()
+        wanted = ("core", "private", "residual") if tier == "exact" else ("core", "private")
+        of_each([r for name, r in self._readers.items() if name.startswith(wanted)], ArrayReader.hold)
 
     def forget(self) -> None:
         """Drop what was fetched or made ahead; it is read again when needed."""

@@ -28,7 +28,7 @@ WIDE = {"a.weight": (96, 64), "b.weight": (64, 96), "c.weight": (80, 80), "norm.
 def test_the_measured_peak_is_below_the_projection_and_above_half_of_it(
     tmp_path: Path, *, streamed: bool
 ) -> None:
-    zoo = make_zoo(tmp_path / "zoo", models=24, shapes={"a.weight": (256, 384), "b.weight": (384, 256)})
+    zoo = make_zoo(tmp_path / "zoo", models=18, shapes={"a.weight": (256, 384), "b.weight": (384, 256)})
     options = {"workers": 2, "exact": True, "change_error": 0.1}
     bounds: dict[str, Any] = {"small": 1_000_000, "held": 10 * 384 * 256} if streamed else {}
     told = build_in_process(zoo, tmp_path / "registry", options=options, **bounds)

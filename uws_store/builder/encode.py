@@ -18,6 +18,7 @@ from uws_store.builder.coded import AnalysisCache, CodeJob, code_tensor
 from uws_store.builder.encode_product import EncodedFactor, encode_product
 from uws_store.builder.encoded import EncodedModel
 from uws_store.builder.products import Form
+from uws_store.builder.sources import naming
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint, TensorInfo
 from uws_store.device import told_of_retreat
@@ -104,10 +105,12 @@ class _Encoder:
             if info is None:
                 self.made.absent.append(record.name)
             elif record.low_rank is None:
-                self.encode(record, info)
+                with naming(f"encoding tensor {record.name!r}"):
+                    self.encode(record, info)
         form: Form = "plain" if dict(self.basis.document.build.options).get("form") == "plain" else "balanced"
         for left, right in self.basis.document.products():
-            self.encode_product(left, right, form)
+            with naming(f"encoding tensors {left.name!r} and {right.name!r}"):
+                self.encode_product(left, right, form)
         for name, info in self.checkpoint.tensors.items():
             if name not in self.basis.table:
                 self.made.keep(info, self.checkpoint.read(name), None)

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from uws_store.builder.products import FactorPlace, Products
 from uws_store.checkpoint import Checkpoint, Names, is_url, open_checkpoint, renamed
 from uws_store.errors import InvalidInputError, UwsError
 
-__all__ = ["Place", "ZooFiles"]
+__all__ = ["Place", "ZooFiles", "naming"]
 
 _OPEN_AT_ONCE = 256
 _WORTH_AHEAD_BYTES = 1 << 20
@@ -168,15 +169,11 @@ class ZooFiles(Mapping[str, Checkpoint]):
         kept = self._kept.get((task, name))
         if kept is not None:
             return kept
-        try:
+        with naming(f"reading tensor {name!r} of task {task!r}"):
             if self.products is not None and self.products.has(task, name):
                 read = self.products.read(task, name, self[task])
             else:
                 read = {name: self[task].read(name)}
-        except UwsError as error:
-            # Readers name the file; whoever reads on wants to know how far it was good.
-            error.message += f" (reading tensor {name!r} of task {task!r})"
-            raise
         with self._lock:
             for own, tensor in read.items():
                 if own in self._pinned:
@@ -185,6 +182,16 @@ class ZooFiles(Mapping[str, Checkpoint]):
                     self._room_bytes -= tensor.nbytes
                     self._kept[task, own] = tensor
         return read[name]
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Add to an error what was done: readers name the file, and whoever reads on wants to know how far it was good."""
+    try:
+        yield
+    except UwsError as error:
+        error.message += f" ({what})"
+        raise
 
 
 _HERE: OrderedDict[Place, Checkpoint] = OrderedDict()

@@ -276,7 +276,7 @@ def test_a_build_that_was_killed_goes_on_with_both_bases(
 ) -> None:
     zoo, _, _ = mixed
     registry = str(tmp_path / "r")
-    make = building.build_part
+    make = building.make_basis
     made: list[int] = []
 
     def stop(members: Members, *args: object, **named: object) -> object:
@@ -285,10 +285,10 @@ def test_a_build_that_was_killed_goes_on_with_both_bases(
         made.append(len(members.checkpoints))
         return make(members, *args, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(publish, "build_part", stop)
+    monkeypatch.setattr(publish, "make_basis", stop)
     with pytest.raises(KeyboardInterrupt):
         uws_store.build(zoo, family="f", registry=registry, rel_error=REL_ERROR)
-    monkeypatch.setattr(publish, "build_part", make)
+    monkeypatch.setattr(publish, "make_basis", make)
     built = uws_store.build(zoo, family="f", registry=registry, rel_error=REL_ERROR)
     assert [len(group) for group in built.groups] == [12, 12]
     assert uws_store.verify("f", registry=registry).ok

@@ -1,6 +1,7 @@
-"""Making one basis of a family and encoding the models that it is for: their objects are stored, and nothing is published.
+"""Making one basis of a family, then encoding the models that it is for: objects are stored, and nothing is published.
 
-Owns the order for one basis; which models it is for is the caller's.
+Owns the order for one basis; which models it is for, and that all bases are made before an object is stored, is the
+caller's.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +26,16 @@ from uws_store.api.encoding import (
     put_objects,
     sizes_of,
 )
-from uws_store.builder import BasisBuilder, BuiltBasis, Fidelity, Members, Progress, piece_name, resumed
+from uws_store.builder import (
+    BasisBuilder,
+    BuiltBasis,
+    Fidelity,
+    Members,
+    Progress,
+    WorkFolder,
+    piece_name,
+    resumed,
+)
 from uws_store.device import each_device
 from uws_store.executors import Workers
 from uws_store.fidelity import Judge, ScoringRequest
@@ -33,7 +43,7 @@ from uws_store.metadata.plan import PlanDocument
 from uws_store.nulls import Sharing
 from uws_store.registry import Publication
 
-__all__ = ["BuildRequest", "BuiltPart", "build_part", "store_basis"]
+__all__ = ["BuildRequest", "MadeBasis", "StoredPart", "make_basis", "store_basis", "store_part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,35 @@ class BuildRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltPart:
+class MadeBasis:
+    """A basis on which every model keeps what was promised; nothing of it is stored.
+
+    Attributes
+    ----------
+    members : Members
+        The models it is for.
+    built : BuiltBasis
+        The basis, without its fits: means and samples are of no more use.
+    judge : Judge or None
+        What knows its models' steps and scores.
+    work : WorkFolder
+        Where finished pieces are kept.
+    sharing : Sharing or None
+        What its models share.
+    remarks : tuple of str
+        On the device, and on all scores together.
+    """
+
+    members: Members
+    built: BuiltBasis
+    judge: Judge | None
+    work: WorkFolder
+    sharing: Sharing | None
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
     """A basis and its models, stored and not yet published.
 
     Attributes
@@ -92,31 +130,24 @@ class BuiltPart:
         The basis, open.
     basis_bytes : int
         Bytes of its objects.
-    sharing : Sharing or None
-        What its models share.
     models : dict of str to StoredModel
         By task.
-    remarks : tuple of str
-        On the device, and on all scores together.
     """
 
     target: FamilyTarget
     basis_bytes: int
-    sharing: Sharing | None
     models: dict[str, StoredModel]
-    remarks: tuple[str, ...]
 
 
-def build_part(
+def make_basis(
     members: Members,
     request: BuildRequest,
     *,
-    publication: Publication,
     pool: Workers,
     kept_bytes: int,
     options: tuple[tuple[str, str], ...] = (),
-) -> BuiltPart:
-    """Make a basis for models, and encode them.
+) -> MadeBasis:
+    """Make a basis for models, at the steps that keep what was promised.
 
     Parameters
     ----------
@@ -124,8 +155,6 @@ def build_part(
         The models.
     request : BuildRequest
         What was asked for.
-    publication : Publication
-        Where objects go, and who protects them until they are published.
     pool : Workers
         Who works.
     kept_bytes : int
@@ -136,15 +165,15 @@ def build_part(
     Raises
     ------
     UwsError
-        As of :func:`uws_store.api.publish.build`. What was stored by then is named by nothing.
+        As of :func:`uws_store.api.publish.build`.
     """
-    fidelity, asked, progress = request.fidelity, request.exact_overhead, request.progress
+    asked, progress = request.exact_overhead, request.progress
     judge = Judge(request.scoring, members.checkpoints, progress=progress) if request.scoring else None
     judged = judge.options if judge else ()
     work = members.keep_work(
         request.work_folder,
         options=[
-            str(fidelity),
+            str(request.fidelity),
             str(request.expect_models),
             str(request.exact),
             str(asked),
@@ -157,7 +186,7 @@ def build_part(
     )
     builder = BasisBuilder(
         members,
-        fidelity=fidelity,
+        fidelity=request.fidelity,
         expect_models=request.expect_models,
         options=(*(() if asked is None else ((OVERHEAD_OPTION, str(asked)),)), *judged, *options),
         max_decode_flops_per_weight=request.max_decode_flops_per_weight,
@@ -170,20 +199,44 @@ def build_part(
     built = judge.family_basis(builder) if judge else builder.build()
     if judge is not None:
         judge.settle(built.basis)
-    target = store_basis(built, family=request.family, publication=publication)
     members.checkpoints.drop()
-    basis_bytes, sharing, remarks = built.size_bytes, builder.sharing, builder.remarks
-    del builder, built  # means and samples, of no more use
+    remarks = (*builder.remarks, *(judge.remarks if judge else ()))
+    return MadeBasis(members, replace(built, fits=()), judge, work, builder.sharing, remarks)
+
+
+def store_part(
+    made: MadeBasis, request: BuildRequest, *, publication: Publication, pool: Workers
+) -> StoredPart:
+    """Store a basis, and its models as they are encoded.
+
+    Parameters
+    ----------
+    made : MadeBasis
+        The basis.
+    request : BuildRequest
+        What was asked for.
+    publication : Publication
+        Where objects go, and who protects them until they are published.
+    pool : Workers
+        Who works.
+
+    Raises
+    ------
+    UwsError
+        As of :func:`uws_store.api.publish.build`. What was stored by then is named by nothing.
+    """
+    members, progress = made.members, request.progress
+    target = store_basis(made.built, family=request.family, publication=publication)
     stored: dict[str, StoredModel] = {}
-    for model in _encode_all(members, target, request, judge, pool=pool):
+    for model in _encode_all(members, target, request, made.judge, pool=pool):
         stored[model.result.task] = model
         prefix = layout.model_prefix(request.family, model.digest)
         # What an earlier run stored may be as old as garbage is.
-        publication.stored(prefix, dict(model.objects), reused=work.reused > 0 or not model.is_new)
+        publication.stored(prefix, dict(model.objects), reused=made.work.reused > 0 or not model.is_new)
         if progress is not None:
             taken = sum(one.result.source_bytes for one in stored.values())
             progress("encoding", len(stored), len(members.checkpoints), taken)
-    return BuiltPart(target, basis_bytes, sharing, stored, (*remarks, *(judge.remarks if judge else ())))
+    return StoredPart(target, made.built.size_bytes, stored)
 
 
 def store_basis(built: BuiltBasis, *, family: str, publication: Publication) -> FamilyTarget:

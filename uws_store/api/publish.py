@@ -16,7 +16,7 @@ import torch
 from uws_store import layout
 from uws_store.analysis import bases_of
 from uws_store.api.adapters import remarks_on_adapters
-from uws_store.api.building import BuildRequest, BuiltPart, build_part
+from uws_store.api.building import BuildRequest, MadeBasis, StoredPart, make_basis, store_part
 from uws_store.api.encoding import StoredModel
 from uws_store.api.generation import basis_options, remarks_on_groups, share_of
 from uws_store.api.load_options import usable_device
@@ -202,8 +202,6 @@ def build(
         projection = members.projected_memory(exact=exact, shares_memory=spec.shares_memory)
         pool.bound(projection.fitting_workers(spec.workers, limit))
         groups = bases_of(members, fidelity=fidelity) if decided is None else (tuple(members.checkpoints),)
-        _put_groups(opened.storage, family)
-        publication = held.enter_context(Publication(opened.storage))
         request = BuildRequest(
             family=family,
             fidelity=fidelity,
@@ -218,21 +216,22 @@ def build(
             progress=progress,
             device=place,
         )
-        owns: list[Members] = []
-        parts: list[BuiltPart] = []
+        # All are made before one is stored: who misses a promise on its basis leaves nothing of the others behind.
+        made: list[MadeBasis] = []
         for number, tasks in enumerate(groups, 1):
-            owns.append(members if len(groups) == 1 else members.part(tasks))
             models = share_of(expect_models, len(tasks), len(members.checkpoints))
-            parts.append(
-                build_part(
-                    owns[-1],
+            made.append(
+                make_basis(
+                    members if len(groups) == 1 else members.part(tasks),
                     replace(request, expect_models=models),
-                    publication=publication,
                     pool=pool,
                     kept_bytes=projection.room_bytes(pool.width, limit),
                     options=basis_options(number, len(groups)),
                 )
             )
+        _put_groups(opened.storage, family)
+        publication = held.enter_context(Publication(opened.storage))
+        parts = [store_part(basis, request, publication=publication, pool=pool) for basis in made]
         stored = {task: model for part in parts for task, model in part.models.items()}
         ordered = [stored[task] for task in members.checkpoints]
         packs: Mapping[str, PackPlace] = {}
@@ -246,11 +245,10 @@ def build(
 
         publication.settle()
         commit = opened.publish(all_actions)
-        for own in owns:
-            if own.work is not None:
-                own.work.clear()
+        for basis in made:
+            basis.work.clear()
         results = [stored[task].at_version(1) for task in members.checkpoints]
-        found = [part.sharing for part in parts if part.sharing is not None]
+        found = [basis.sharing for basis in made if basis.sharing is not None]
         sharing = found[0] if len(found) == 1 else pooled(found)
         return BuildResult(
             family=family,
@@ -260,7 +258,7 @@ def build(
             models=tuple(results),
             odd_tensors=dict(members.odd),
             skipped=members.skipped,
-            outliers={task: tensors for own in owns for task, tensors in own.outliers.items()},
+            outliers={task: odd for basis in made for task, odd in basis.members.outliers.items()},
             shares=sharing.shares if sharing else None,
             sharing=str(sharing) if sharing else "",
             groups=groups,
@@ -270,7 +268,7 @@ def build(
             remarks=(
                 *remarks_on_adapters(members),
                 *remarks_on_groups(groups),
-                *dict.fromkeys(remark for part in parts for remark in part.remarks),
+                *dict.fromkeys(remark for basis in made for remark in basis.remarks),
             ),
             projected_memory_bytes=projection.with_room_bytes(pool.width, limit),
         )
@@ -279,7 +277,7 @@ def build(
 def _actions(
     family: str,
     members: Members,
-    parts: Sequence[BuiltPart],
+    parts: Sequence[StoredPart],
     models: Sequence[StoredModel],
     packs: Mapping[str, PackPlace],
 ) -> list[Action]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import make_small_zoo
+from remote_support import file_server
 from storage_support import CountingStorage
 
 from uws_store import api, layout
@@ -16,7 +17,7 @@ from uws_store.metadata.log import Action, BasisAction, DeleteAction, FamilyActi
 from uws_store.model import read_document
 from uws_store.packs import PackedModel, make_pack, model_objects
 from uws_store.registry import ModelEntry, Registry, RegistryState, collect
-from uws_store.storage import CachedStorage, CacheFolder, MemoryStorage
+from uws_store.storage import CachedStorage, CacheFolder, LocalStorage, MemoryStorage
 from uws_store.tensor_bytes import digest_of
 
 DAY = 86400.0
@@ -174,6 +175,15 @@ def test_one_tensor_is_read_by_ranges(packed: Registry, monkeypatch: pytest.Monk
     assert weights[name].numel() > 0
     read = sum((request.end or 0) - (request.start or 0) for request in counting.reads)
     assert 0 < read < place.length
+
+
+def test_a_packed_family_is_read_from_a_web_server(loose: Registry, packed: Registry, tmp_path: Path) -> None:
+    local = LocalStorage(tmp_path / "site" / "registry", create=True)
+    for path in packed.storage.list(""):
+        local.put(path, packed.storage.read(path))
+    with file_server(tmp_path / "site") as address:
+        there = Registry.open(f"{address}/registry")
+        assert tensors_of(there, "task-02") == tensors_of(loose, "task-02")
 
 
 def test_the_cache_keeps_a_packed_model_under_its_own_digest(

@@ -26,6 +26,7 @@ from uws_store.api.generation import current_bases, nearest_basis
 from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.options import read_overhead
+from uws_store.api.packing import pack_staged
 from uws_store.api.results import AddResult, ModelResult
 from uws_store.architecture import compare
 from uws_store.basis import Basis
@@ -167,13 +168,15 @@ def publish_model(
 
     def actions(state: RegistryState) -> Sequence[Action]:
         _require_spelling(state, family, task)
-        return [stored.action(family, version=state.next_version(family, task), revision=revision)]
+        version = state.next_version(family, task)
+        return [stored.action(family, version=version, revision=revision, pack=packs.get(stored.digest))]
 
     with Publication(registry.storage) as publication:
         stored = StoredModel.of(result, model, is_new=target.put(model))
         publication.stored(
             layout.model_prefix(family, stored.digest), dict(stored.objects), reused=not stored.is_new
         )
+        packs = pack_staged(registry.storage, family, [stored], publication)
         publication.settle()
         commit = registry.publish(actions)
     version = next(action.version for action in commit.actions if isinstance(action, ModelAction))

@@ -33,6 +33,7 @@ from uws_store.api.family import Family
 from uws_store.api.generation import basis_options, current_bases, nearest_basis, remarks_on_groups, share_of
 from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
+from uws_store.api.packing import pack_staged
 from uws_store.api.results import AddResult, ExtendResult
 from uws_store.api.stored import StoredCheckpoint
 from uws_store.basis import step_of
@@ -49,7 +50,7 @@ from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
 from uws_store.device import each_device
 from uws_store.errors import IncompatibleError, InvalidInputError
 from uws_store.executors import ExecutorSpec, Workers
-from uws_store.metadata.log import Action, BasisAction, ModelAction
+from uws_store.metadata.log import Action, BasisAction, ModelAction, PackPlace
 from uws_store.registry import FamilyState, Publication, Registry, RegistryState
 
 __all__ = ["extend", "rebase"]
@@ -166,8 +167,10 @@ def extend(
             device=place,
         )
 
+        packs = pack_staged(opened.storage, family, models, publication)
+
         def actions(now: RegistryState) -> Sequence[Action]:
-            return _actions(now, family, parts, models)
+            return _actions(now, family, parts, models, packs)
 
         publication.settle()
         commit = opened.publish(actions)
@@ -312,7 +315,11 @@ def _encode_new(
 
 
 def _actions(
-    now: RegistryState, family: str, parts: Sequence[_Part], models: Sequence[StoredModel]
+    now: RegistryState,
+    family: str,
+    parts: Sequence[_Part],
+    models: Sequence[StoredModel],
+    packs: Mapping[str, PackPlace],
 ) -> list[Action]:
     """What one commit says of a family's next bases, and of the models on them."""
     first = now.next_revision(family)
@@ -332,6 +339,7 @@ def _actions(
                 family,
                 version=now.next_version(family, model.result.task),
                 revision=revision[model.result.task],
+                pack=packs.get(model.digest),
             )
             for model in models
         ),

@@ -130,9 +130,11 @@ def pack_staged(
 ) -> dict[str, PackPlace]:
     """Put models that wait for their commit into packs in place of their folders; where each lies, by its digest.
 
-    Only where :func:`is_packed`: there what is staged has not left this machine yet. What stood there before stays in
-    its folder.
+    Nothing is done unless :func:`is_packed`: there what is staged has not left this machine yet. What stood there
+    before stays in its folder.
     """
+    if not is_packed(storage):
+        return {}
     staged = {model.digest: model for model in models if model.is_new}
     inner = storage.inner if isinstance(storage, CachedStorage) else storage
 

@@ -234,9 +234,7 @@ def build(
         parts = [store_part(basis, request, publication=publication, pool=pool) for basis in made]
         stored = {task: model for part in parts for task, model in part.models.items()}
         ordered = [stored[task] for task in members.checkpoints]
-        packs: Mapping[str, PackPlace] = {}
-        if is_packed(opened.storage):
-            packs = pack_staged(opened.storage, family, ordered, publication)
+        packs = pack_staged(opened.storage, family, ordered, publication)
         actions = _actions(family, members, parts, ordered, packs)
 
         def all_actions(state: RegistryState) -> Sequence[Action]:

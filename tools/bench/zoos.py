@@ -266,7 +266,7 @@ def _minilm(places: Places) -> BenchZoo:
         base=minilm.base_file(),
         metric=Metric("accuracy", higher_is_better=True, tolerance=HALF_POINT, scale=100),
         score=minilm.scorer(places.shared / "text_sets"),
-        bits=(0.35, 0.2, 0.14, 0.1, 0.07),
+        bits=(0.35, 0.2, 0.14, 0.1, 0.06),
         steps=(1.5, 2.5, 4.0, 6.0, 8.0),
         counted_models=100,
     )

@@ -183,6 +183,12 @@ def _raise(error: Exception) -> int:
     raise error
 
 
+def test_cuda_alone_means_every_gpu_and_never_one_without_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert each_device(torch.device("cuda")) == (torch.device("cuda", 0), torch.device("cuda", 1))
+    assert each_device(torch.device("cuda:1")) == (torch.device("cuda", 1),)
+
+
 def test_tensors_are_fed_in_their_order_and_no_further_than_wanted() -> None:
     taken: list[int] = []
 

@@ -59,8 +59,8 @@ def fed(tensors: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch
 def _begin(
     tensor: torch.Tensor, device: torch.device, stream: torch.cuda.Stream
 ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    if tensor.device == device:
-        return tensor, None
+    if tensor.device.type != CPU.type:
+        return tensor.to(device), None
     with torch.cuda.stream(stream):
         copy = tensor.pin_memory().to(device, non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -28,6 +28,7 @@ from uws_store.api.opening import open_registry
 from uws_store.api.options import read_overhead
 from uws_store.api.packing import pack_staged
 from uws_store.api.results import AddResult, ModelResult
+from uws_store.api.showing import card_beside
 from uws_store.architecture import compare
 from uws_store.basis import Basis
 from uws_store.builder import AnalysisCache, EncodedModel, Progress
@@ -178,7 +179,7 @@ def publish_model(
         )
         packs = pack_staged(registry.storage, family, [stored], publication)
         publication.settle()
-        commit = registry.publish(actions)
+        commit = registry.publish(actions, beside=card_beside(family, registry, registry))
     version = next(action.version for action in commit.actions if isinstance(action, ModelAction))
     return AddResult(
         family=family, registry=registry.url, model=stored.at_version(version), commit=commit.number

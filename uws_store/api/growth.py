@@ -35,6 +35,7 @@ from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.packing import pack_staged
 from uws_store.api.results import AddResult, ExtendResult
+from uws_store.api.showing import card_beside
 from uws_store.api.stored import StoredCheckpoint
 from uws_store.basis import step_of
 from uws_store.builder import (
@@ -173,7 +174,7 @@ def extend(
             return _actions(now, family, parts, models, packs)
 
         publication.settle()
-        commit = opened.publish(actions)
+        commit = opened.publish(actions, beside=card_beside(family, opened, opened))
     versions = {action.task: action.version for action in commit.actions if isinstance(action, ModelAction)}
     revision = max(action.revision for action in commit.actions if isinstance(action, BasisAction))
     return ExtendResult(

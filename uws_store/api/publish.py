@@ -25,6 +25,7 @@ from uws_store.api.options import choose_fidelity, expected, read_overhead
 from uws_store.api.packing import is_packed, pack_staged
 from uws_store.api.planning import read_plan
 from uws_store.api.results import BuildResult
+from uws_store.api.showing import card_beside
 from uws_store.basis import step_of
 from uws_store.builder import Members, Progress, available_bytes, parse_bytes
 from uws_store.checkpoint import Renaming, scan_zoo
@@ -242,7 +243,7 @@ def build(
             return actions
 
         publication.settle()
-        commit = opened.publish(all_actions)
+        commit = opened.publish(all_actions, beside=card_beside(family, opened, opened))
         for basis in made:
             basis.work.clear()
         results = [stored[task].at_version(1) for task in members.checkpoints]

@@ -12,7 +12,7 @@ from uws_store.api.card import card, is_ours
 from uws_store.api.opening import open_registry
 from uws_store.errors import AlreadyExistsError, InvalidInputError, UwsError
 from uws_store.registry import ModelEntry, Registry, RegistryState
-from uws_store.storage import Storage
+from uws_store.storage import CachedStorage, Storage
 from uws_store.storage.hugging import HubStorage
 from uws_store.storage.probing import LookFirstStorage
 
@@ -87,6 +87,7 @@ def card_beside(
     path = _card_path(target.storage)
     if path is None:
         return None
+    source, target = at_source(source), at_source(target)
 
     def beside(state: RegistryState) -> Mapping[str, bytes]:
         try:
@@ -102,7 +103,8 @@ def card_beside(
 
 
 def _card_path(storage: Storage) -> str | None:
-    return storage.card_path if isinstance(storage, HubStorage) else None
+    beneath = storage.inner if isinstance(storage, CachedStorage) else storage
+    return beneath.card_path if isinstance(beneath, HubStorage) else None
 
 
 class _Ahead(Registry):

@@ -18,9 +18,11 @@ from uws_store.errors import StorageError, UwsError
 from uws_store.layout import GROUP_PATH, PENDING_PREFIX, pending_path
 from uws_store.metadata.log import new_nonce
 from uws_store.metadata.pending import PendingNote
+from uws_store.storage import CachedStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from uws_store.storage import Storage
@@ -96,6 +98,11 @@ class Publication:
         self._reused: set[str] = set()
         self._lease: str | None = None
         self._renewed = 0.0
+        # Where all is one commit on a known parent, what it relies on is looked at with the parent; nothing is announced.
+        self._guarded: Callable[[Callable[[], None]], AbstractContextManager[None]] | None = getattr(
+            storage.inner if isinstance(storage, CachedStorage) else storage, "guarded", None
+        )
+        self._guard = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -106,6 +113,7 @@ class Publication:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._guard.close()
         if self._lease is not None:
             # Left behind it expires by itself.
             with contextlib.suppress(UwsError):
@@ -126,7 +134,9 @@ class Publication:
         self._sizes[prefix] = dict(sizes)
         if reused:
             self._reused.add(prefix)
-        if reused or (self._is_slow() and time.monotonic() - self._renewed > _LEASE_AFTER_S):
+        if self._guarded is None and (
+            reused or (self._is_slow() and time.monotonic() - self._renewed > _LEASE_AFTER_S)
+        ):
             self._hold()
 
     def dropped(self, prefix: str) -> None:
@@ -145,11 +155,30 @@ class Publication:
             ``storage/collected`` when an object is gone; ``storage/collecting`` when a collector does not come to an
             end. Nothing is published then.
         """
+        if self._guarded is not None:
+            if self._reused:
+                self._guard.enter_context(self._guarded(self._check_reused))
+            return
         if not self._reused and not self._is_slow():
             return
         self._hold()
-        self._await_sweeps()
-        for prefix, sizes in self._sizes.items():
+        assert self._lease is not None
+        lease = self._lease
+        self._await_sweeps(lambda: self.storage.modified(lease))
+        self._require_present(self._sizes)
+        for prefix in sorted(self._reused):
+            # Written again as it is: so a collector that had found it unreachable begins anew to wait.
+            path = prefix if "" in self._sizes[prefix] else f"{prefix}/{GROUP_PATH}"
+            self.storage.put(path, self.storage.read(path))
+
+    def _check_reused(self) -> None:
+        """Look whether what was there already still is, and nobody is removing it."""
+        # No object was written just now whose time would be the storage's.
+        self._await_sweeps(time.time)
+        self._require_present({prefix: self._sizes[prefix] for prefix in self._reused})
+
+    def _require_present(self, held: Mapping[str, Mapping[str, int]]) -> None:
+        for prefix, sizes in held.items():
             for path, size_bytes in sizes.items():
                 where = f"{prefix}/{path}" if path else prefix
                 if self.storage.size(where) != size_bytes:
@@ -158,10 +187,6 @@ class Publication:
                         "meanwhile; publish again",
                         kind="storage/collected",
                     )
-            if prefix in self._reused:
-                # Written again as it is: so a collector that had found it unreachable begins anew to wait.
-                path = prefix if "" in sizes else f"{prefix}/{GROUP_PATH}"
-                self.storage.put(path, self.storage.read(path))
 
     def _is_slow(self) -> bool:
         return time.monotonic() - self._began > _LEASE_AFTER_S
@@ -174,11 +199,10 @@ class Publication:
         self.storage.put(self._lease, note.to_bytes())
         self._renewed = time.monotonic()
 
-    def _await_sweeps(self) -> None:
-        assert self._lease is not None
+    def _await_sweeps(self, clock: Callable[[], float | None]) -> None:
         deadline = time.monotonic() + _WAIT_FOR_SWEEP_S
         while True:
-            now = self.storage.modified(self._lease)
+            now = clock()
             alive = [
                 note
                 for note in read_notes(self.storage, "sweep")

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,7 @@ class HubBackend(Backend):
         self._folder: Path | None = None
         self._staged: dict[str, Path] = {}
         self._absent: set[str] = set()
+        self.guards: list[Callable[[], None]] = []
 
     def make(self, *, private: bool) -> None:
         """Make the repository, if there is none."""
@@ -106,6 +107,8 @@ class HubBackend(Backend):
         """
         path = _path(key)
         parent = self._repo.head()
+        for guard in list(self.guards):
+            guard()
         if self._repo.info([path]).get(path) is not None:
             raise FileExistsError(path)
         with self._lock:
@@ -221,6 +224,18 @@ class HubStorage(RemoteStorage):
         except FileExistsError:
             return False
         return True
+
+    @contextlib.contextmanager
+    def guarded(self, check: Callable[[], None]) -> Iterator[None]:
+        """Make a check part of every commit: it looks at no older state than the commit's parent, and may raise.
+
+        A commit that comes in between makes the Hub refuse ours; it is then checked again.
+        """
+        self._hub.guards.append(check)
+        try:
+            yield
+        finally:
+            self._hub.guards.remove(check)
 
     def make(self, *, private: bool) -> None:
         """Make the repository, if there is none."""

@@ -13,7 +13,7 @@ from hub_support import TOKEN, Hub, hub_server
 from uws_store import add, build
 from uws_store.api import extend, open_registry
 from uws_store.errors import StorageError
-from uws_store.layout import model_prefix, pending_path
+from uws_store.layout import pack_path, pending_path
 from uws_store.metadata.log import new_nonce
 from uws_store.metadata.pending import PendingNote
 from uws_store.registry import Registry, pending
@@ -99,8 +99,9 @@ def test_what_is_gone_before_the_commit_is_not_named(
 ) -> None:
     build(zoo, family="f", registry=registry)
     add(new, family="f", task="new", registry=registry)
-    digest = registry.resolve("f", "new").digest
-    path = f"{model_prefix('f', digest)}/core/c/0"
+    pack = registry.resolve("f", "new").pack
+    assert pack is not None
+    path = pack_path("f", pack.digest)
     settle = pending.Publication.settle
 
     def removed_after(self: pending.Publication) -> None:

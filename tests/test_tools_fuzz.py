@@ -40,7 +40,8 @@ def test_a_run_with_little_memory_finds_nothing() -> None:
 def test_every_document_of_the_format_is_fuzzed() -> None:
     for module in pkgutil.iter_modules(metadata.__path__):
         importlib.import_module(f"{metadata.__name__}.{module.name}")
-    assert set(DOCUMENTS) == set(Document.__subclasses__())
+    ours = {cls for cls in Document.__subclasses__() if cls.__module__.startswith(f"{metadata.__name__}.")}
+    assert set(DOCUMENTS) == ours
     assert set(DOCUMENTS.values()) <= {target.name for target in TARGETS}
 
 

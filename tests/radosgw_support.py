@@ -96,7 +96,14 @@ def radosgw_server(folder: Path) -> Iterator[str]:
         )
         call("ceph-mon", "-i", "a", "--mkfs", "--monmap", "monmap")
         start("ceph-mon", "-i", "a")
-        call("ceph", "osd", "create")
+        for attempt in range(5):  # a monitor that is not up yet refuses
+            try:
+                call("ceph", "osd", "create")
+                break
+            except subprocess.CalledProcessError:
+                if attempt == 4:
+                    raise
+                time.sleep(2)
         call("ceph-osd", "-i", "0", "--mkfs")
         start("ceph-osd", "-i", "0")
         call(

@@ -58,7 +58,8 @@ def _free_port() -> int:
 @contextlib.contextmanager
 def radosgw_server(folder: Path) -> Iterator[str]:
     """Run a cluster of one, with the tests' user and bucket made; gives the gateway's address."""
-    monitor, gateway, fsid = _free_port(), _free_port(), str(uuid.uuid4())
+    monitor, gateway = _free_port(), _free_port()
+    fsid, daemon_id = str(uuid.uuid4()), str(uuid.uuid4())
     for name in ("mon", "osd", "rgw", "run"):
         (folder / name).mkdir(parents=True)
     configuration = folder / "ceph.conf"
@@ -98,13 +99,13 @@ def radosgw_server(folder: Path) -> Iterator[str]:
         start("ceph-mon", "-i", "a")
         for attempt in range(5):  # a monitor that is not up yet refuses
             try:
-                call("ceph", "osd", "create")
+                call("ceph", "osd", "create", daemon_id)
                 break
             except subprocess.CalledProcessError:
                 if attempt == 4:
                     raise
                 time.sleep(2)
-        call("ceph-osd", "-i", "0", "--mkfs")
+        call("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", daemon_id)
         start("ceph-osd", "-i", "0")
         call(
             "radosgw-admin",

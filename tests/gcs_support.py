@@ -11,17 +11,15 @@ import datetime as dt
 import hashlib
 import json
 import secrets
-import socket
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
 
-import uvicorn
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from loopback_support import served
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -225,17 +223,5 @@ def private_key() -> str:
 def gcs_server() -> Iterator[tuple[Bucket, str]]:
     """Run a stand-in in a thread of this process; gives it and its address."""
     bucket = Bucket()
-    server = uvicorn.Server(uvicorn.Config(make_app(bucket), log_level="error", lifespan="off"))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        for _ in range(200):
-            if server.started:
-                break
-            time.sleep(0.05)
-        try:
-            yield bucket, f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(10)
+    with served(make_app(bucket)) as address:
+        yield bucket, address

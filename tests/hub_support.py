@@ -11,15 +11,13 @@ import datetime as dt
 import hashlib
 import json
 import secrets
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
 
-import uvicorn
+from loopback_support import served
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -235,17 +233,5 @@ def make_app(hub: Hub) -> Starlette:  # noqa: PLR0915 - one short function per r
 def hub_server() -> Iterator[tuple[Hub, str]]:
     """Run a stand-in in a thread of this process; gives it and its address."""
     hub = Hub()
-    server = uvicorn.Server(uvicorn.Config(make_app(hub), log_level="error", lifespan="off"))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        for _ in range(200):
-            if server.started:
-                break
-            time.sleep(0.05)
-        try:
-            yield hub, f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(10)
+    with served(make_app(hub)) as address:
+        yield hub, address

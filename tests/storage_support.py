@@ -123,6 +123,43 @@ class FaultyStorage(CountingStorage):
         return super().read_at_most(path, limit_bytes)
 
 
+class FailingStorage(CountingStorage):
+    """Fails at one of its writes, counted from 0, and at all after it."""
+
+    def __init__(self, inner: Storage, at: int) -> None:
+        super().__init__(inner)
+        self.left = at
+
+    def stage(self, path: str, data: bytes) -> bool:
+        self._tick()
+        return super().stage(path, data)
+
+    def put_if_absent(self, path: str, data: bytes, **options: object) -> bool:
+        self._tick()
+        return super().put_if_absent(path, data)
+
+    def put(self, path: str, data: bytes) -> None:
+        self._tick()
+        super().put(path, data)
+
+    def _tick(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise StorageError("the connection is down", kind="storage/io")
+
+
+class FlippingStorage(CountingStorage):
+    """Changes a bit of every object that it gives and that is wanted."""
+
+    def __init__(self, inner: Storage, wanted: Callable[[str], bool]) -> None:
+        super().__init__(inner)
+        self.wanted = wanted
+
+    def read(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        data = super().read(path, start=start, end=end)
+        return bytes([data[0] ^ 1]) + data[1:] if self.wanted(path) else data
+
+
 def lose_the_answer(storage: Storage, path: str, data: bytes) -> bool:
     """The object is created, and the connection breaks before the answer."""
     storage.put_if_absent(path, data)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cli_support import make_small_zoo, run, run_well
 from spec_support import VECTORS
-from storage_support import CountingStorage
+from storage_support import FailingStorage, FlippingStorage
 
 from uws_store import api
 from uws_store.errors import FormatError, IncompatibleError, InvalidInputError, StorageError
 from uws_store.registry import Registry
-from uws_store.storage import MemoryStorage, Storage
+from uws_store.storage import MemoryStorage
 
 
 @pytest.fixture(scope="module")
@@ -143,37 +142,12 @@ def test_a_registry_is_not_moved_onto_itself(source: Registry) -> None:
     assert caught.value.kind == "invalid-input/same-registry"
 
 
-class _Failing(CountingStorage):
-    """Fails at one of its writes, counted from 0, and at all after it."""
-
-    def __init__(self, inner: Storage, at: int) -> None:
-        super().__init__(inner)
-        self.left = at
-
-    def stage(self, path: str, data: bytes) -> bool:
-        self._tick()
-        return super().stage(path, data)
-
-    def put_if_absent(self, path: str, data: bytes, **options: object) -> bool:
-        self._tick()
-        return super().put_if_absent(path, data)
-
-    def put(self, path: str, data: bytes) -> None:
-        self._tick()
-        super().put(path, data)
-
-    def _tick(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise StorageError("the connection is down", kind="storage/io")
-
-
 @pytest.mark.parametrize("point", [0, 1, 4, 10, 20])
 def test_a_transfer_that_was_cut_off_goes_on(source: Registry, point: int) -> None:
     storage = MemoryStorage("cut")
     Registry.over(storage, create=True)
     with pytest.raises(StorageError):
-        api.push("mlp", Registry.over(_Failing(storage, point)), registry=source)
+        api.push("mlp", Registry.over(FailingStorage(storage, point)), registry=source)
     assert Registry.over(storage).state().number == 0
     present = sum(1 for _ in storage.list("families"))
     whole = api.push("mlp", Registry.over(MemoryStorage("x"), create=True), registry=source)
@@ -182,25 +156,10 @@ def test_a_transfer_that_was_cut_off_goes_on(source: Registry, point: int) -> No
     assert names(Registry.over(storage)) == names(source)
 
 
-class _Flipping(CountingStorage):
-    """Changes a bit of what it gives or takes."""
-
-    def __init__(self, inner: Storage, wanted: Callable[[str], bool]) -> None:
-        super().__init__(inner)
-        self.wanted = wanted
-
-    def read(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
-        data = super().read(path, start=start, end=end)
-        return bytes([data[0] ^ 1]) + data[1:] if self.wanted(path) else data
-
-    def list(self, prefix: str) -> Iterator[str]:
-        return super().list(prefix)
-
-
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_a_flipped_bit_is_noticed_at_either_end(source: Registry, target: Registry, side: str) -> None:
     inner = source.storage if side == "source" else target.storage
-    broken = _Flipping(inner, lambda path: path.endswith("core/c/0"))
+    broken = FlippingStorage(inner, lambda path: path.endswith("core/c/0"))
     here = Registry.over(broken) if side == "source" else source
     there = Registry.over(broken) if side == "target" else target
     with pytest.raises((FormatError, StorageError)) as caught:

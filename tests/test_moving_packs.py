@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from cli_support import make_small_zoo, run_well
-from storage_support import CountingStorage
+from storage_support import CountingStorage, FailingStorage, FlippingStorage
 from test_moving import fill, names
 
 from uws_store import api, load_model
 from uws_store.api import packing
 from uws_store.errors import FormatError, StorageError
 from uws_store.registry import Registry
-from uws_store.storage import MemoryStorage, Storage
+from uws_store.storage import MemoryStorage
 
 
 @pytest.fixture(scope="module")
@@ -139,31 +139,6 @@ def test_packs_are_bounded_and_long_models_lie_alone(
     assert names(other) == names(source)
 
 
-class _Failing(CountingStorage):
-    """Fails at one of its writes, counted from 0, and at all after it."""
-
-    def __init__(self, inner: Storage, at: int) -> None:
-        super().__init__(inner)
-        self.left = at
-
-    def stage(self, path: str, data: bytes) -> bool:
-        self._tick()
-        return super().stage(path, data)
-
-    def put_if_absent(self, path: str, data: bytes, **options: object) -> bool:
-        self._tick()
-        return super().put_if_absent(path, data)
-
-    def put(self, path: str, data: bytes) -> None:
-        self._tick()
-        super().put(path, data)
-
-    def _tick(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise StorageError("the connection is down", kind="storage/io")
-
-
 def test_a_transfer_that_was_cut_off_after_any_write_goes_on(
     source: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +149,7 @@ def test_a_transfer_that_was_cut_off_after_any_write_goes_on(
         storage = MemoryStorage("cut")
         Registry.over(storage, create=True)
         try:
-            api.push("mlp", Registry.over(_Failing(storage, point)), registry=source, pack=True)
+            api.push("mlp", Registry.over(FailingStorage(storage, point)), registry=source, pack=True)
         except StorageError:
             assert Registry.over(storage).state().number == 0
         else:
@@ -188,23 +163,19 @@ def test_a_transfer_that_was_cut_off_after_any_write_goes_on(
     assert names(Registry.over(storage)) == names(source)
 
 
-class _Flipping(CountingStorage):
-    """Changes a bit of every pack that it gives."""
-
-    def read(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
-        data = super().read(path, start=start, end=end)
-        return bytes([data[0] ^ 1]) + data[1:] if "/packs/" in path else data
+def in_a_pack(path: str) -> bool:
+    return "/packs/" in path
 
 
 def test_a_flipped_bit_is_noticed_at_either_end(source: Registry, target: Registry) -> None:
     with pytest.raises((FormatError, StorageError)) as caught:
-        api.push("mlp", Registry.over(_Flipping(target.storage)), registry=source, pack=True)
+        api.push("mlp", Registry.over(FlippingStorage(target.storage, in_a_pack)), registry=source, pack=True)
     assert caught.value.kind in {"format/digest", "storage/conflict"}
     assert target.state().families == {}
     api.push("mlp", target, registry=source, pack=True)
     with pytest.raises(FormatError) as seen:
         api.pull(
-            Registry.over(_Flipping(target.storage)),
+            Registry.over(FlippingStorage(target.storage, in_a_pack)),
             "mlp",
             registry=Registry.over(MemoryStorage("x"), create=True),
         )

@@ -11,21 +11,17 @@ from pathlib import Path
 
 import pytest
 from azure_support import CONTAINER, KEY, VERSION, azure_options, azurite
-from cli_support import make_small_zoo, run, run_well
+from cli_support import run, run_well
+from cloud_support import CloudTests
 from remote_support import proxy
-from storage_support import found_family
-from test_registry_concurrent import publish_from
 from test_storage import StorageTests
 
-from uws_store import api, load_model
 from uws_store.errors import StorageError
-from uws_store.registry import Registry
 from uws_store.storage import Storage, StorageUrl, open_storage
 
 pytest.importorskip("adlfs", reason="az:// needs adlfs")
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
 
-WRITERS, EACH = 4, 4
 WRONG_KEY = "d3Jvbmcta2V5LW5ldmVyLWJlLXNlZW4="
 
 
@@ -57,33 +53,8 @@ def test_doctor_finds_it_safe_for_many_writers_and_leaves_nothing(url: StorageUr
     assert KEY not in ran.stdout + ran.stderr
 
 
-def test_of_four_publishers_every_model_is_there_and_each_version_has_one_winner(url: StorageUrl) -> None:
-    registry = Registry.init(url)
-    registry.publish(found_family())
-    numbers = publish_from(
-        registry, lambda number: ["shared"] * (EACH - 1) + [f"own-{number}"], count=WRITERS
-    )
-    assert sorted(numbers) == list(range(2, 2 + WRITERS * EACH))
-    tasks = Registry.open(url).state().families["digits"].tasks
-    assert {name: sorted(task.versions) for name, task in tasks.items()} == {
-        "shared": list(range(1, WRITERS * (EACH - 1) + 1)),
-        **{f"own-{number}": [1] for number in range(WRITERS)},
-    }
-
-
-@pytest.mark.parametrize("pack", [False, True])
-def test_a_family_is_pushed_loaded_and_pulled(url: StorageUrl, tmp_path: Path, *, pack: bool) -> None:
-    source = Registry.init(str(tmp_path / "source"))
-    api.build(make_small_zoo(tmp_path / "zoo", models=3), family="mlp", registry=source)
-    there = Registry.init(url)
-    api.push("mlp", there, registry=source, pack=pack)
-    assert api.verify("mlp", registry=there).ok
-    assert load_model("mlp", "task-01", registry=there)["fc1.weight"].shape == (64, 48)
-    back = Registry.init(str(tmp_path / "back"))
-    api.pull(there, "mlp", registry=back)
-    assert [entry.digest for entry in back.state().models()] == [
-        entry.digest for entry in source.state().models()
-    ]
+class TestPublishing(CloudTests):
+    """Publishers at once, and a family on its way there and back."""
 
 
 def test_refusals_are_told_apart_and_show_no_key(endpoint: str) -> None:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import make_small_zoo, run
-from storage_support import found_family
-from test_registry_concurrent import publish_from
+from cli_support import run
+from cloud_support import CloudTests
 from test_storage import StorageTests
 
-from uws_store import api, load_model
 from uws_store.api import doctor
 from uws_store.errors import StorageError
 from uws_store.registry import Registry
@@ -27,8 +25,6 @@ from gcs_support import BUCKET, TOKEN, Bucket, gcs_options, gcs_server, private_
 
 # Of aiohttp's own making, where gcsfs uploads.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
-
-WRITERS, EACH = 4, 4
 
 
 @pytest.fixture(scope="module")
@@ -103,33 +99,8 @@ def test_doctor_finds_out_that_conditions_are_ignored(bucket: Bucket, url: Stora
     assert caught.value.kind == "storage/not-exclusive"
 
 
-def test_of_four_publishers_every_model_is_there_and_each_version_has_one_winner(url: StorageUrl) -> None:
-    registry = Registry.init(url)
-    registry.publish(found_family())
-    numbers = publish_from(
-        registry, lambda number: ["shared"] * (EACH - 1) + [f"own-{number}"], count=WRITERS
-    )
-    assert sorted(numbers) == list(range(2, 2 + WRITERS * EACH))
-    tasks = Registry.open(url).state().families["digits"].tasks
-    assert {name: sorted(task.versions) for name, task in tasks.items()} == {
-        "shared": list(range(1, WRITERS * (EACH - 1) + 1)),
-        **{f"own-{number}": [1] for number in range(WRITERS)},
-    }
-
-
-@pytest.mark.parametrize("pack", [False, True])
-def test_a_family_is_pushed_loaded_and_pulled(url: StorageUrl, tmp_path: Path, *, pack: bool) -> None:
-    source = Registry.init(str(tmp_path / "source"))
-    api.build(make_small_zoo(tmp_path / "zoo", models=3), family="mlp", registry=source)
-    there = Registry.init(url)
-    api.push("mlp", there, registry=source, pack=pack)
-    assert api.verify("mlp", registry=there).ok
-    assert load_model("mlp", "task-01", registry=there)["fc1.weight"].shape == (64, 48)
-    back = Registry.init(str(tmp_path / "back"))
-    api.pull(there, "mlp", registry=back)
-    assert [entry.digest for entry in back.state().models()] == [
-        entry.digest for entry in source.state().models()
-    ]
+class TestPublishing(CloudTests):
+    """Publishers at once, and a family on its way there and back."""
 
 
 def test_refusals_are_told_apart_and_show_no_credential(

@@ -76,7 +76,7 @@ class Model:
 
     @classmethod
     def open(cls, storage: Storage, prefix: str, *, digest: str, basis: Basis) -> Model:
-        """Open a stored model: two requests, for the size of its document and for the document.
+        """Open a stored model: one request, for its document.
 
         Raises
         ------

@@ -235,6 +235,13 @@ def publish_and_die(url: str, point: int, *, halfway: bool) -> None:
     registry.publish(next_models("left", "right"))
 
 
+def publish_and_die_unnamed(url: str) -> None:
+    """Publish, and be killed when the file is written and has not got its name yet."""
+    registry = Registry.open(url)
+    setattr(os, "link", lambda *_: os.kill(os.getpid(), signal.SIGKILL))  # noqa: B010 - mypy takes no assignment
+    registry.publish(next_models("left"))
+
+
 def record_and_die(url: str, point: int) -> None:
     """Publish the record of a verification, and be killed at one of the calls that change the disk."""
     registry = Registry.open(url)

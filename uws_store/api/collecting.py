@@ -40,7 +40,8 @@ def gc(
     """Remove what no version of any task reaches any more.
 
     What a version or an alias reaches is never removed, nor what a publication has uploaded. It takes two calls, a
-    grace period apart: the first marks, the second removes.
+    grace period apart: the first marks, the second removes. On a disk temporary files that killed writers left go at
+    once when they are older than the grace period.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ def run_gc(
         output.document(result)
         return
     if output.quiet:
-        output.names(removal.prefix for removal in result.removed)
+        output.names(removal.prefix for removal in (*result.removed, *result.leftovers))
         return
     would = "would be " if dry_run else ""
     names = [f"{family}/{task}@{version}" for family, task, version in result.withdrawn]
@@ -37,6 +37,7 @@ def run_gc(
             (
                 (f"{would}withdrawn", counted(len(names), "version"), ", ".join(names[:5])),
                 (f"{would}removed", *_measure(result.removed)),
+                (f"temporary files {would}removed", *_measure(result.leftovers)),
                 ("unreachable", *_measure(result.marked)),
                 ("held by a publisher", str(len(result.held)), ""),
             )

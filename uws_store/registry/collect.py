@@ -30,7 +30,7 @@ from uws_store.layout import (
 from uws_store.metadata.log import Action, DeleteAction, new_nonce
 from uws_store.metadata.pending import PendingNote
 from uws_store.registry.pending import LEASE_LIFE_S, SWEEP_LIFE_S, read_notes
-from uws_store.storage import Listed, list_entries
+from uws_store.storage import Listed, find_leftovers, list_entries, remove_leftovers
 
 if TYPE_CHECKING:
     from uws_store.registry.pending import Note
@@ -52,7 +52,7 @@ _DELETES_PER_COMMIT = 2000
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A basis, a model, a pack, a record of a verification or a snapshot that nothing reaches.
+    """A basis, a model, a pack, a record of a verification or a snapshot that nothing reaches, or a temporary file.
 
     Attributes
     ----------
@@ -83,6 +83,8 @@ class Collection:
         What nothing reaches and a later visit removes.
     held : tuple of str
         What nothing reaches and a publisher has a lease on.
+    leftovers : tuple of Removal
+        Temporary files of killed writers that were removed, on a disk alone: older than the grace period.
     dry_run : bool
         Whether nothing was changed.
     """
@@ -91,6 +93,7 @@ class Collection:
     removed: tuple[Removal, ...]
     marked: tuple[Removal, ...]
     held: tuple[str, ...]
+    leftovers: tuple[Removal, ...]
     dry_run: bool
 
 
@@ -164,7 +167,10 @@ def collect(
         due -= set(held)
         sizes = {prefix: _measured(storage, prefix, entry) for prefix, entry in garbage.items()}
         removed = sorted(due)
+        # No writer holds one so long: what it writes is in memory before the file is made.
+        leftovers = find_leftovers(storage, before=now - grace_s)
         if not dry_run:
+            leftovers = remove_leftovers(storage, leftovers)
             removed = _sweep(registry, due, garbage, now=now)
             _bury(storage, tombstones, garbage=set(garbage) - set(removed))
         fresh = [
@@ -186,6 +192,7 @@ def collect(
             if prefix not in set(removed) and (prefix in waiting or prefix in fresh)
         ),
         held=tuple(held),
+        leftovers=tuple(Removal(entry.path, 1, entry.size_bytes or 0) for entry in leftovers),
         dry_run=dry_run,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from uws_store.storage.cached import CachedFile, CachedStorage, CacheFolder
+from uws_store.storage.leftovers import find_leftovers, remove_leftovers
 from uws_store.storage.listing import Listed, list_entries
 from uws_store.storage.local import LocalStorage
 from uws_store.storage.memory import MemoryStorage
@@ -20,8 +21,10 @@ __all__ = [
     "Storage",
     "StorageUrl",
     "check_path",
+    "find_leftovers",
     "list_entries",
     "open_storage",
     "parse_options",
     "public_options",
+    "remove_leftovers",
 ]

@@ -65,7 +65,7 @@ class LookFirstStorage:
     """
 
     def __init__(self, inner: Storage) -> None:
-        self._inner = inner
+        self.inner = inner
         self.read = inner.read
         self.size = inner.size
         self.read_at_most = inner.read_at_most
@@ -77,18 +77,18 @@ class LookFirstStorage:
     @property
     def url(self) -> str:
         """See :class:`Storage`."""
-        return self._inner.url
+        return self.inner.url
 
     def __repr__(self) -> str:
-        return f"LookFirstStorage({self._inner!r})"
+        return f"LookFirstStorage({self.inner!r})"
 
     def put_if_absent(self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None) -> bool:
         """Create an object unless one is seen; between the look and the creation another writer may come."""
-        return self._inner.size(path) is None and self._inner.put_if_absent(path, data, hints=hints)
+        return self.inner.size(path) is None and self.inner.put_if_absent(path, data, hints=hints)
 
     def stage(self, path: str, data: bytes) -> bool:
         """See :meth:`Storage.stage`."""
-        return self._inner.size(path) is None and self._inner.stage(path, data)
+        return self.inner.size(path) is None and self.inner.stage(path, data)
 
 
 def require_exclusive(storage: Storage, path: str, data: bytes) -> None:

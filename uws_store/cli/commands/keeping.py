@@ -48,7 +48,8 @@ def gc(
     """Remove what no version of any task reaches any more.
 
     It takes two runs, a grace period apart: the first marks, the second removes what is still unreachable. What a
-    version or an alias reaches is never removed, nor what a publication at work has uploaded.
+    version or an alias reaches is never removed, nor what a publication at work has uploaded. On a disk, temporary
+    files of killed writers that are older than the grace period are removed too.
     """
     from uws_store.cli.keeping import run_gc
 

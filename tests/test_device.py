@@ -14,7 +14,7 @@ from cli_support import make_small_zoo, run, run_well
 from zoo_support import make_zoo
 
 import uws_store
-from uws_store.api import extend
+from uws_store.api import extend, rebase
 from uws_store.builder import fit
 from uws_store.builder.transform import Analysis
 from uws_store.canonical import Side
@@ -225,6 +225,41 @@ def test_extend_takes_a_device(tmp_path: Path, zoo: Path) -> None:
         assert extend("f", [more], registry=registry, device=device).remarks == ()
         found.append(_digests(registry))
     assert found[0] == found[1]
+
+
+def test_rebase_takes_a_device_and_tells_where_it_had_no_room(
+    tmp_path: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = make_zoo(tmp_path / "more", shapes=SHAPES, models=2, seed=9)
+    registry = str(tmp_path / "registry")
+    uws_store.build(zoo, family="f", registry=registry, exact=True, change_error=0.1)
+    extend("f", [more], registry=registry)
+    devices: list[torch.device] = []
+    whole = Analysis.coefficients
+
+    def noted(analysis: Analysis, change: torch.Tensor) -> torch.Tensor:
+        devices.append(analysis.device)
+        return whole(analysis, change)
+
+    monkeypatch.setattr(Analysis, "coefficients", noted)
+    here = rebase("f", "task-02@1", registry=registry)
+    assert set(devices) == {CPU}
+    devices.clear()
+    there = rebase("f", "task-02@1", registry=registry, device=OTHER)
+    assert set(devices) == {torch.device(OTHER)}
+    digests = [
+        uws_store.open_family("f", registry=registry).resolve(f"task-02@{result.model.version}").digest
+        for result in (here, there)
+    ]
+    assert digests[0] == digests[1]
+    refused = _full(
+        monkeypatch, Analysis, "coefficients", lambda analysis, change: analysis.device != CPU and change.ndim
+    )
+    run_well("rebase", "f/task-03", "--registry", registry, "--device", OTHER)
+    assert len(refused) == len(SHAPES)
+    with pytest.raises(InvalidInputError) as caught:
+        rebase("f", "task-04", registry=registry, device="cuda:99")
+    assert caught.value.kind == "invalid-input/device"
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nowhere", "meta"])

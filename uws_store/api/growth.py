@@ -199,6 +199,7 @@ def rebase(
     *,
     source: str | Path | None = None,
     zoo_options: Mapping[str, object] | None = None,
+    device: str | torch.device = "cpu",
     registry: str | Registry | None = None,
 ) -> AddResult:
     """Move a model onto the newest basis revision: it becomes the task's next version.
@@ -211,6 +212,8 @@ def rebase(
         The checkpoint it was made from, a path or a URL; needed where the model has no exact tier.
     zoo_options : Mapping of str to object, optional
         For the storage that the source's URL names.
+    device : str or torch.device
+        Where the model is encoded.
     registry : str or Registry, optional
         As of :func:`uws_store.api.publish.build`.
 
@@ -224,6 +227,7 @@ def rebase(
     UwsError
         As of :func:`uws_store.api.adding.add`.
     """
+    place = each_device(usable_device(device))[0]
     opened = open_registry(registry)
     entry = Family(opened, family).resolve(task)
     current = current_bases(opened, opened.state().family(family))
@@ -257,7 +261,9 @@ def rebase(
         basis = chosen.basis
         basis.prefetch()
         fidelity = fidelity_of(basis)
-        encoding = ModelEncoding(basis, fidelity, AnalysisCache(basis), None, overhead_of(basis))
+        encoding = ModelEncoding(
+            basis, fidelity, AnalysisCache(basis, device=place), None, overhead_of(basis)
+        )
         encoded = encoding.encode(entry.task, checkpoint, exact=entry.exact)
         result = encoding.result(
             entry.task, encoded, version=1, remarks=remarks_on_promise(basis, fidelity, None)

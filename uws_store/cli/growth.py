@@ -75,11 +75,19 @@ def run_rebase(
     *,
     source: str | None,
     zoo_option: tuple[str, ...],
+    device: str,
     output: Output,
     registry: str | None,
 ) -> None:
     """Move a model and say what it takes now."""
-    result = api_rebase(family, task, source=source, zoo_options=parse_options(zoo_option), registry=registry)
+    result = api_rebase(
+        family,
+        task,
+        source=source,
+        zoo_options=parse_options(zoo_option),
+        device=device,
+        registry=registry,
+    )
     model = result.model
     output.notices("kept private", model.notices)
     tell_remarks((), [model], output=output)

@@ -72,8 +72,15 @@ def extend(
 @click.argument("model", metavar="FAMILY/TASK")
 @click.option("--source", metavar="CHECKPOINT", help="The checkpoint that the model was made from.")
 @zoo_option
+@device_option
 def rebase(
-    *, model: str, source: str | None, zoo_option: tuple[str, ...], output: Output, registry: str | None
+    *,
+    model: str,
+    source: str | None,
+    zoo_option: tuple[str, ...],
+    device: str,
+    output: Output,
+    registry: str | None,
 ) -> None:
     """Move a model onto the newest basis revision, as the task's next version.
 
@@ -84,4 +91,12 @@ def rebase(
     family, task = split_model(model)
     if task is None:
         raise click.UsageError("name one model: FAMILY/TASK")
-    run_rebase(family, task, source=source, zoo_option=zoo_option, output=output, registry=registry)
+    run_rebase(
+        family,
+        task,
+        source=source,
+        zoo_option=zoo_option,
+        device=device,
+        output=output,
+        registry=registry,
+    )

@@ -65,7 +65,9 @@ FLOORS: Mapping[str, int] = {
 # Third-party (and unsafe standard) packages by import name, and the modules that may import them.
 OWNERS: Mapping[str, frozenset[str]] = {
     "adlfs": frozenset({"storage"}),
+    "aiobotocore": frozenset({"storage"}),
     "aiohttp": frozenset({"storage"}),
+    "botocore": frozenset({"storage"}),
     "click": frozenset({"cli"}),
     "cryptography": frozenset({"signing"}),
     "dask": frozenset({"executors"}),

@@ -205,11 +205,11 @@ class Transfer:
         """Transfer an object unless it is there; tell whether it was not."""
         if self.target.size(entry.path) == entry.size_bytes:
             return False
-        data = entry.data if isinstance(entry.data, bytes) else entry.data.read(entry.path)
+        data = entry.data if isinstance(entry.data, bytes) else _read(entry.data, entry)
         _check(data, entry, url=self.source.url)
         created = put_verified(self.target, entry.path, data)
         if created:
-            _check(self.target.read(entry.path), entry, url=self.target.url)
+            _check(_read(self.target, entry), entry, url=self.target.url)
             self.objects += 1
             self.size_bytes += len(data)
         return created
@@ -252,6 +252,10 @@ def _objects(
 
 def _known(path: str, data: bytes) -> _Object:
     return _Object(path, len(data), hashlib.sha256(data).hexdigest(), data)
+
+
+def _read(storage: Storage, entry: _Object) -> bytes:
+    return storage.read(entry.path, start=0, end=entry.size_bytes)
 
 
 def _check(data: bytes, entry: _Object, *, url: str) -> None:

@@ -168,8 +168,9 @@ class Publication:
         self._require_present(self._sizes)
         for prefix in sorted(self._reused):
             # Written again as it is: so a collector that had found it unreachable begins anew to wait.
-            path = prefix if "" in self._sizes[prefix] else f"{prefix}/{GROUP_PATH}"
-            self.storage.put(path, self.storage.read(path))
+            sizes = self._sizes[prefix]
+            path = prefix if "" in sizes else f"{prefix}/{GROUP_PATH}"
+            self.storage.put(path, self.storage.read(path, start=0, end=sizes.get("", sizes.get(GROUP_PATH))))
 
     def _check_reused(self) -> None:
         """Look whether what was there already still is, and nobody is removing it."""

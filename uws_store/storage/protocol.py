@@ -60,7 +60,8 @@ class Storage(Protocol):
         start : int, optional
             First byte; when negative, the last ``-start`` bytes are read and `end` must be absent.
         end : int, optional
-            One past the last byte; the end of the object when absent.
+            One past the last byte; the end of the object when absent. Storages behind a network then read at most
+            256 MiB.
 
         Returns
         -------
@@ -72,7 +73,8 @@ class Storage(Protocol):
         NotFoundError
             When there is no such object (``not-found/object``).
         FormatError
-            When the object ends before the range does (``format/truncated``).
+            When the object ends before the range does (``format/truncated``), or goes on where no end was given
+            (``format/size``).
         InvalidInputError
             For a bad path or range (``invalid-input/path``, ``invalid-input/range``).
         StorageError

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from uws_store.errors import FormatError, NotFoundError, StorageError, UwsError
+from uws_store.storage.bounded import LARGEST_WHOLE_BYTES
 from uws_store.storage.faults import as_error, fault_of
 from uws_store.storage.listing import Listed
 from uws_store.storage.protocol import check_path, missing, resolve_range, too_large, write_hints
@@ -108,19 +109,21 @@ class RemoteStorage:
         return f"RemoteStorage({str(self._url)!r})"
 
     def read(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
-        """See :meth:`Storage.read`; an empty range costs a request for the size, all others one request."""
+        """See :meth:`Storage.read`; an empty range costs a request for the size, all others one request.
+
+        Without an end at most 256 MiB are read; an object that goes on is refused (``format/size``).
+        """
         key, where = self._key(path), self._where(path)
         first = 0 if start is None else start
         resolve_range(_ANY_SIZE, start, end, where=where)
         if first == end:
             resolve_range(self._known_size(path), start, end, where=where)
             return b""
-        if first == 0 and end is None:
-            with self._errors("read", path):
-                return self._backend.fetch(key, None, None)
+        most = first + LARGEST_WHOLE_BYTES
+        asked = most + 1 if end is None and first >= 0 else end
         try:
             with self._errors("read", path, ranged=True):
-                data = self._backend.fetch(key, first, end)
+                data = self._backend.fetch(key, first, asked)
         except _OutOfRangeError as error:
             # Right at the end of the object nothing is what was asked for.
             _, count = resolve_range(self._known_size(path), start, end, where=where)
@@ -129,6 +132,10 @@ class RemoteStorage:
                     f"cannot read {where}: the storage refuses a range that exists", kind="storage/io"
                 ) from error
             return b""
+        if end is None and first >= 0:
+            if len(data) > LARGEST_WHOLE_BYTES:
+                raise too_large(path, most, url=self.url)
+            return data
         return _cut(data, first, end, where=where)
 
     def size(self, path: str) -> int | None:

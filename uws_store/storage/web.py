@@ -14,7 +14,7 @@ import tenacity
 from fsspec.asyn import sync
 
 from uws_store.errors import StorageError
-from uws_store.storage.bounded import Wanted, require_plain
+from uws_store.storage.bounded import Wanted, range_header, require_plain
 from uws_store.storage.faults import fault_of
 from uws_store.storage.remote import Backend, ObjectInfo
 
@@ -98,8 +98,7 @@ class WebBackend(Backend):
         session = await self._files.set_session()
         headers = dict(self._headers)
         if start is not None:
-            last = "" if end is None else str(end - 1)
-            headers["Range"] = f"bytes={start}" if start < 0 else f"bytes={start}-{last}"
+            headers["Range"] = range_header(start, end)
         async with session.get(_address(key), headers=headers) as answer:
             answer.raise_for_status()
             require_plain(answer.headers.get("Content-Encoding"))

@@ -57,6 +57,8 @@ make_environment() { # FOLDER EXTRA
   fi
   local index=()
   [ -n "${UWS_TORCH_INDEX_URL:-}" ] && index=(--extra-index-url "$UWS_TORCH_INDEX_URL")
+  # By the environment too: it reaches the one in which pip builds the package. pip from 25.3 on has another name for that.
+  local -x PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
   # torch first and by its exact version: a range would let another package draw the newest CUDA build.
   "$folder/bin/python" -m pip install -qq -c constraints.txt ${index[@]+"${index[@]}"} 'torch==2.13.0' || return 1
   "$folder/bin/python" -m pip install -qq -c constraints.txt -e ".[$extra]" || return 1

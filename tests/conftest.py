@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -16,8 +17,31 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 for folder in (REPOSITORY / "tools", REPOSITORY / "tools" / "demo"):
     sys.path.insert(0, str(folder))
 
+# The tests' servers are on loopback; a proxy that the machine has for the world is not asked for them.
+for variable in ("NO_PROXY", "no_proxy"):
+    os.environ[variable] = ",".join(filter(None, (os.environ.get(variable), "127.0.0.1,localhost")))
+
+# What a machine's user set for the clients of storages, for the store or for how things are shown is no part of a test.
+# UWS_TEST_ and UWS_VENV are about the run itself.
+_USERS_OWN = (
+    "AWS_",
+    "AZURE_",
+    "GOOGLE_",
+    "GCSFS_",
+    "FSSPEC_",
+    "HF_",
+    "STORAGE_EMULATOR_HOST",
+    "UWS_STORE_",
+    "ZARR_",
+)
+_SHOWN_BY = ("CLICOLOR", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "TTY_")
+for variable in list(os.environ):
+    if variable.startswith((*_USERS_OWN, *_SHOWN_BY)):
+        del os.environ[variable]
+
 # Read by huggingface_hub when it is imported: the tests' stand-in for the Hub takes large files by LFS alone.
 os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 # A slow, shared machine is no failure; on CI the same examples are drawn each time.
 hypothesis.settings.register_profile("local", deadline=None)
@@ -33,8 +57,21 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     folder = tmp_path_factory.mktemp("places")
     monkeypatch.setenv("UWS_STORE_REGISTRY", str(folder / "registry"))
     monkeypatch.setenv("UWS_STORE_CACHE", str(folder / "cache"))
-    for variable in ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT"):
-        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="module")
+def _libraries() -> Iterator[None]:
+    """Let transformers and its kin ask no Hub about files that a folder lacks, and torch train with one thread.
+
+    Not by the environment: huggingface_hub reads it once, and the tests of the Hub in this process want it to ask.
+    """
+    threads = torch.get_num_threads()
+    # Tensors are so small that a second thread is waited for longer than it works.
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -6,17 +6,12 @@ A zoo is a base that is fine-tuned once for each task; tasks differ in what they
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-# Tests need no network; transformers would otherwise ask the Hub about files that a folder lacks.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 TASKS = 4
 STEPS = 30
@@ -29,8 +24,6 @@ Forward = Callable[[nn.Module, Tensor, Tensor], Tensor]
 def train(module: nn.Module, batch: Batch, forward: Forward, *, steps: int = STEPS) -> None:
     """Fit a module to one batch, which is all of its task."""
     inputs, targets = batch
-    # Tensors are so small that a second thread is waited for longer than it works.
-    torch.set_num_threads(1)
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
     module.train()
     for _ in range(steps):

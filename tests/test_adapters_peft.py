@@ -14,7 +14,7 @@ from cli_support import run_well
 peft = pytest.importorskip("peft", reason="needs peft")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("_libraries")]
 
 
 def base_model() -> Any:

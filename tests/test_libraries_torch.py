@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from uws_store import load_model
 from uws_store.errors import IncompatibleError
 
+pytestmark = pytest.mark.usefixtures("_libraries")
+
 timm: Any = None
 with contextlib.suppress(ImportError):  # it needs torchvision, which not every torch has
     timm = importlib.import_module("timm")

@@ -30,6 +30,8 @@ from uws_store import load_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+pytestmark = pytest.mark.usefixtures("_libraries")
+
 VOCABULARY = 24
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback_support import started_program
 
 CONTAINER = "uws-tests"
 VERSION = "3.35.0"
@@ -45,26 +44,18 @@ def azurite(folder: Path) -> Iterator[str]:
     program = folder / "node_modules" / ".bin" / "azurite-blob"
     if not program.exists():
         _install(folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(program), "--blobPort", str(port)]
-    command += ["--silent", "--disableTelemetry", "--inMemoryPersistence", "--skipApiVersionCheck"]
-    with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            for _ in range(300):
-                with socket.socket() as trial:
-                    if trial.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert server.poll() is None, "azurite does not run"
-                time.sleep(0.1)
-            _make_container(f"http://127.0.0.1:{port}")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(10)
+    command = [
+        str(program),
+        "--silent",
+        "--disableTelemetry",
+        "--inMemoryPersistence",
+        "--skipApiVersionCheck",
+    ]
+    with started_program(
+        "azurite", lambda port: [*command, "--blobPort", str(port)], folder=folder
+    ) as address:
+        _make_container(address)
+        yield address
 
 
 def _install(folder: Path) -> None:

@@ -35,7 +35,7 @@ def build_in_process(
         text=True,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
-        timeout=300,
+        timeout=900,
     )
     if killed:
         assert done.returncode == -signal.SIGKILL, (done.returncode, done.stderr)

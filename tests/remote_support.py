@@ -19,8 +19,8 @@ SECRET = "s3cr3t/that+must=never-be-seen"
 
 
 def s3_options(endpoint: str, **more: object) -> dict[str, Any]:
-    """Options for a server on loopback, which answers at once or never."""
-    config = {"retries": {"total_max_attempts": 2}, "connect_timeout": 5, "read_timeout": 30}
+    """Options for a server on loopback. It answers at once or refuses; how long a busy machine takes is no failure."""
+    config = {"retries": {"total_max_attempts": 2}, "connect_timeout": 60, "read_timeout": 120}
     return {"endpoint_url": endpoint, "key": KEY, "secret": SECRET, "config_kwargs": config, **more}
 
 
@@ -50,7 +50,7 @@ def moto_server() -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        made = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        made = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
         made.request("PUT", f"/{BUCKET}")
         assert made.getresponse().status == 200
         made.close()
@@ -60,10 +60,15 @@ def moto_server() -> Iterator[str]:
         thread.join(10)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    # Of the five that may wait otherwise, the sixth tries again after a second, and is late by more on a busy machine.
+    request_queue_size = 128
+
+
 @contextlib.contextmanager
 def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """Serve with a handler in threads of this process; gives the address."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
@@ -105,7 +110,7 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         host = cls.upstream.removeprefix("http://")
-        connection = http.client.HTTPConnection(host, timeout=30)
+        connection = http.client.HTTPConnection(host, timeout=120)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in cls.dropped}
         connection.request(self.command, self.path, body or None, headers)
         answer = connection.getresponse()

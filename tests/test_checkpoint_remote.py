@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -178,21 +177,25 @@ def test_slices_over_a_network_are_read_several_at_once_and_no_more_than_eight(
     url = _upload(make_zoo(tmp_path / "zoo", shapes=WIDE, models=20), f"ahead/{tmp_path.name}")
     at_once = most = 0
     lock = threading.Lock()
+    second = threading.Event()
     whole = RemoteCheckpoint.read
 
-    def slow(self: RemoteCheckpoint, name: str) -> torch.Tensor:
+    def noted(self: RemoteCheckpoint, name: str) -> torch.Tensor:
         nonlocal at_once, most
         with lock:
             at_once += 1
             most = max(most, at_once)
-        time.sleep(0.01)
+            if at_once == 2:
+                second.set()
+        # Whoever is alone waits for another: read one by one, none would ever come.
+        assert second.wait(120)
         try:
             return whole(self, name)
         finally:
             with lock:
                 at_once -= 1
 
-    monkeypatch.setattr(RemoteCheckpoint, "read", slow)
+    monkeypatch.setattr(RemoteCheckpoint, "read", noted)
     with Members(scan_zoo(url)) as members:
         files = members.checkpoints
         assert [task for task, _ in files.slices("a.weight", list(files))] == list(files)

@@ -90,7 +90,7 @@ def make_bucket(name: str, endpoint: str) -> None:
     import urllib.request  # noqa: PLC0415 - here alone
 
     request = urllib.request.Request(f"{endpoint}/{name}", method="PUT", headers={"x-amz-acl": "private"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         assert answer.status == 200
 
 
@@ -176,7 +176,7 @@ def test_the_reference_builds_in_strict_mode(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
     )

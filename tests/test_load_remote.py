@@ -204,7 +204,7 @@ class TestRequests:
 
             def read_at_most(self, path: str, limit_bytes: int) -> bytes | None:
                 if path.endswith("/c/0"):
-                    met[path.split("/")[2]].wait(30)
+                    met[path.split("/")[2]].wait(120)
                 return super().read_at_most(path, limit_bytes)
 
         over = api.open_family("mlp", registry=Registry.over(Meeting(LocalStorage(Path(registry)))))

@@ -40,7 +40,8 @@ def versions_in(registry: Registry) -> dict[str, list[int]]:
 
 def test_of_sixteen_processes_nothing_is_lost_and_no_version_is_given_twice(registry: Registry) -> None:
     context = processes()
-    count, each = 16, 13
+    # No writer can lose more often than the others commit: 45 times, and it gives up at 50.
+    count, each = 16, 3
     tasks = [f"task-{number % 3}" for number in range(each)]
     barrier = context.Barrier(count)
     pipes = [context.Pipe(duplex=False) for _ in range(count)]
@@ -52,10 +53,10 @@ def test_of_sixteen_processes_nothing_is_lost_and_no_version_is_given_twice(regi
         writer.start()
     numbers: list[int] = []
     for receiver, _ in pipes:
-        assert receiver.poll(120)
+        assert receiver.poll(400)
         numbers += receiver.recv()
     for writer in writers:
-        writer.join(30)
+        writer.join(120)
         assert writer.exitcode == 0
     assert sorted(numbers) == list(range(3, 3 + count * each))
     expected = {name: list(range(1, count * often + 1)) for name, often in Counter(tasks).items()}
@@ -76,15 +77,16 @@ def test_of_many_threads_nothing_is_lost(*, shared: bool) -> None:
 
     def write() -> None:
         registry = first if shared else Registry.over(storage)
-        numbers.extend(registry.publish(next_models("seven")).number for _ in range(10))
+        numbers.extend(registry.publish(next_models("seven")).number for _ in range(9))
 
     threads = [threading.Thread(target=write) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(numbers) == list(range(2, 62))
-    assert Registry.over(storage).resolve("digits", "seven").version == 60
+    # The others commit 45 times; a writer gives up at the fiftieth loss.
+    assert sorted(numbers) == list(range(2, 56))
+    assert Registry.over(storage).resolve("digits", "seven").version == 54
     assert first.state() == Registry.over(storage).state()
 
 
@@ -100,7 +102,7 @@ def test_a_writer_killed_between_any_two_writes_leaves_the_old_state_or_the_new_
             target=publish_and_die, args=(registry.url, point), kwargs={"halfway": halfway}
         )
         writer.start()
-        writer.join(60)
+        writer.join(400)
         after = versions_in(registry)
         changes = {name: len(after[name]) - len(before[name]) for name in after}
         assert changes in ({"left": 0, "right": 0}, {"left": 1, "right": 1})
@@ -128,11 +130,11 @@ def test_writers_killed_at_random_lose_nothing_they_were_told_is_published(regis
         writers = [context.Process(target=publish_forever, args=(registry.url, sender)) for _ in range(2)]
         for writer in writers:
             writer.start()
-        assert receiver.poll(60)
+        assert receiver.poll(400)
         time.sleep(chance.uniform(0, 0.03))
         for writer in writers:
             writer.kill()
-            writer.join(30)
+            writer.join(120)
         sender.close()
         while receiver.poll(0):
             try:

@@ -107,7 +107,7 @@ def test_the_command_tells_how_many_passed(suite: Path, cases: list[dict[str, An
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )

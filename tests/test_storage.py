@@ -215,7 +215,7 @@ class StorageTests:
                 barrier: threading.Barrier = barrier,
                 winners: list[bytes] = winners,
             ) -> None:
-                barrier.wait(10)
+                barrier.wait(120)
                 if storage.put_if_absent(path, mine):
                     winners.append(mine)
 
@@ -490,12 +490,12 @@ class TestLocalStorage(StorageTests):
             racer.start()
         winners: dict[int, list[bytes]] = {number: [] for number in range(rounds)}
         for receiver, _ in pipes:
-            assert receiver.poll(60)
+            assert receiver.poll(400)
             mine, won = receiver.recv()
             for number in won:
                 winners[number].append(mine)
         for racer in racers:
-            racer.join(30)
+            racer.join(120)
             assert racer.exitcode == 0
         assert [len(found) for found in winners.values()] == [1] * rounds
         for number, found in winners.items():

@@ -22,7 +22,7 @@ pytest.importorskip("s3fs", reason="s3:// needs s3fs")
 pytest.importorskip("moto.server", reason="the stand-in for S3 is moto[server]")
 
 # What is tested here is a client on loopback; one attempt is enough to see an error.
-ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 10}}
+ONCE = {"config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 60, "read_timeout": 120}}
 
 
 @pytest.fixture(scope="module")

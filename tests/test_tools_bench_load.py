@@ -105,7 +105,7 @@ def _answering(body: bytes) -> Iterator[int]:
 
 
 def _get(port: int) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/object", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/object", timeout=120) as answer:
         data: bytes = answer.read()
         return data
 

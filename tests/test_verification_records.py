@@ -107,7 +107,7 @@ def test_a_writer_killed_anywhere_leaves_no_record_or_a_whole_one(tmp_path: Path
     for point in range(0, 60, 2):
         writer = context.Process(target=record_and_die, args=(registry.url, point))
         writer.start()
-        writer.join(60)
+        writer.join(400)
         opened = Registry.open(registry.url)
         held = opened.state().family("digits").verifications
         for entry in held:

@@ -82,7 +82,8 @@ def _fuzz(target: Target, *, iterations: int, seed: int) -> list[str]:
         target.run(data)  # a seed that is refused would fuzz nothing
     for _ in range(iterations):
         data = mutate(source.choice(target.seeds), target.seeds, source=source)
-        started_s = time.perf_counter()
+        # Of this process alone: how long a busy machine lets it wait is no finding.
+        started_s = time.process_time()
         try:
             target.run(data)
         except UwsError as error:
@@ -92,9 +93,9 @@ def _fuzz(target: Target, *, iterations: int, seed: int) -> list[str]:
             findings.append(f"{target.name}: {type(error).__name__}: {error!s:.200} from {data[:300]!r}")
         else:
             outcomes["read"] += 1
-        slowest_s = max(slowest_s, time.perf_counter() - started_s)
+        slowest_s = max(slowest_s, time.process_time() - started_s)
     if slowest_s > _SLOW_S:
-        findings.append(f"{target.name}: one input took {slowest_s:.1f} s")
+        findings.append(f"{target.name}: one input took {slowest_s:.1f} s of computing")
     kinds = ", ".join(f"{kind} {count}" for kind, count in outcomes.most_common(4))
     print(f"{target.name}: {iterations} inputs, {len(findings)} findings; {kinds}")
     return findings

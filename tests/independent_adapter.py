@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from independent_documents import Refusal
 from independent_reader import read_model
+from independent_signatures import check_signature
 
 
 def answer(request: dict[str, object]) -> dict[str, object]:
@@ -37,7 +38,21 @@ def answer(request: dict[str, object]) -> dict[str, object]:
     }
 
 
+def hold(request: dict[str, object]) -> dict[str, object]:
+    family = request["family"]
+    try:
+        number = check_signature(
+            Path(str(request["registry"])),
+            bytes.fromhex(str(request["key"])),
+            None if family is None else str(family),
+        )
+    except Refusal as refusal:
+        return {"refused": refusal.rule}
+    return {"signed": number}
+
+
 if __name__ == "__main__":
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
+        request = json.loads(line)
+        sys.stdout.write(json.dumps((hold if "key" in request else answer)(request)) + "\n")
         sys.stdout.flush()

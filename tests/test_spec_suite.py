@@ -42,7 +42,8 @@ def cases(suite: Path) -> list[dict[str, Any]]:
 def small(suite: Path, cases: list[dict[str, Any]], folder: Path, count: int) -> Path:
     """A suite of a few cases: valid ones first."""
     folder.mkdir()
-    chosen = [*cases[:count], *cases[-count:]]
+    chosen = [case for case in cases if "tensors" in case][:count]
+    chosen += [case for case in cases if "refused" in case][-count:]
     for name in {case["registry"] for case in chosen}:
         (folder / name).symlink_to(suite / name)
     (folder / "cases.json").write_text(json.dumps(chosen), encoding="utf-8")
@@ -51,8 +52,9 @@ def small(suite: Path, cases: list[dict[str, Any]], folder: Path, count: int) ->
 
 def test_every_case_names_its_rule_its_kind_and_where(suite: Path, cases: list[dict[str, Any]]) -> None:
     refused = [case["refused"] for case in cases if "refused" in case]
-    assert len(refused) > 100
-    assert sum("tensors" in case for case in cases) >= 8
+    assert len(refused) > 130
+    assert sum("tensors" in case for case in cases) >= 40
+    assert sum("signed" in case for case in cases) >= 3
     for expected in refused:
         assert expected["rule"].startswith("R-")
         assert expected["kind"].startswith(("format/", "not-found/", "fidelity/"))
@@ -60,7 +62,9 @@ def test_every_case_names_its_rule_its_kind_and_where(suite: Path, cases: list[d
     assert len(located) == len(refused)
     assert any("/models/" in where for where in located)
     assert any("/basis/" in where for where in located)
+    assert any("/packs/" in where for where in located)
     assert any(where.startswith("_log/") for where in located)
+    assert any(where.startswith("_signatures/") for where in located)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +74,18 @@ def test_every_case_names_its_rule_its_kind_and_where(suite: Path, cases: list[d
 )
 def test_both_readers_pass(suite: Path, reader: Path) -> None:
     assert conformance.run_suite(suite, [sys.executable, str(reader)], tier="exact", any_rule=False) == []
+
+
+def test_a_damage_to_an_earlier_commit_is_not_said_to_lie_in_the_last(cases: list[dict[str, Any]]) -> None:
+    found = {case["name"]: case["refused"]["where"] for case in cases if "refused" in case}
+    assert found["another offset"] == found["a length too short"] == f"_log/{1:020d}.json"
+
+
+def test_signatures_may_be_left_out(suite: Path) -> None:
+    every = conformance.chosen(suite, tier="compact", signatures=True)
+    without = conformance.chosen(suite, tier="compact", signatures=False)
+    assert [case for case in every if "key" not in case] == without
+    assert {case["tier"] for case in without} == {"compact"}
 
 
 def test_readers_that_err_do_not_pass(suite: Path, cases: list[dict[str, Any]], tmp_path: Path) -> None:

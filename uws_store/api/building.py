@@ -271,7 +271,7 @@ def _encode_all(
         ):
             yield stored
         return
-    encoding = ModelEncoding(target.basis, fidelity, target.analyses(), judge, overhead)
+    encoding = ModelEncoding(target.basis, fidelity, target.analyses(), judge, overhead, is_member=True)
     for task, checkpoint in members.checkpoints.items():
         model = encoding.encode(task, checkpoint, exact=exact)
         is_new = target.put(model)

@@ -25,6 +25,7 @@ from uws_store.builder import (
     ZooFiles,
     encode_model,
     encode_within,
+    member_step,
 )
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint
@@ -64,6 +65,8 @@ class ModelEncoding:
     analyses: AnalysisCache
     judge: Judge | None
     exact_overhead: float = EXACT_OVERHEAD
+    is_member: bool = False
+    """Whether the basis was made from these models, which may then have a finer step than others."""
 
     def encode(self, task: str, checkpoint: Checkpoint, *, exact: bool) -> EncodedModel:
         """Encode a model at the step that its fidelity or its scores demand, scores on record."""
@@ -83,7 +86,8 @@ class ModelEncoding:
             )
 
         settled = judge.step_of(task) if judge else None
-        start = settled or step_of(self.basis.document.step)
+        usual = member_step(self.basis) if self.is_member else step_of(self.basis.document.step)
+        start = settled or usual
         model = encode_within(self.basis, at, step=start, fidelity=self.fidelity)
         return judge.scored(task, self.basis, model) if judge else model
 
@@ -163,7 +167,7 @@ def _target_here(url: str, family: str, digest: str) -> FamilyTarget:
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """One model to encode and store, wherever there is a worker."""
+    """One model that the basis was made from, to encode and store wherever there is a worker."""
 
     files: ZooFiles
     task: str
@@ -225,10 +229,15 @@ class StoredModel:
 
 
 def encode_and_store(job: EncodeJob) -> StoredModel:
-    """Encode one model that no evaluation scores, and store its objects."""
+    """Encode one member that no evaluation scores, and store its objects."""
     target = job.target
     encoding = ModelEncoding(
-        target.basis, job.fidelity, target.analyses(job.device), None, job.exact_overhead
+        target.basis,
+        job.fidelity,
+        target.analyses(job.device),
+        None,
+        job.exact_overhead,
+        is_member=True,
     )
     checkpoint = job.files[job.task]
     model = encoding.encode(job.task, checkpoint, exact=job.exact)

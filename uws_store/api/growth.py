@@ -127,7 +127,7 @@ def extend(
                 "their own",
                 kind="incompatible/architecture",
             )
-        projection = members.projected_memory(exact=exact, shares_memory=True)
+        projection = members.projected_memory(fidelity=fidelity, exact=exact, shares_memory=True)
         pool.bound(projection.fitting_workers(spec.workers, limit))
         planned = max(
             expect_models or 0, sum(int(option_of(held.basis, "expect-models") or 0) for held in old)
@@ -261,8 +261,9 @@ def rebase(
         basis = chosen.basis
         basis.prefetch()
         fidelity = fidelity_of(basis)
+        # A basis is made from the newest version of every task that there is.
         encoding = ModelEncoding(
-            basis, fidelity, AnalysisCache(basis, device=place), None, overhead_of(basis)
+            basis, fidelity, AnalysisCache(basis, device=place), None, overhead_of(basis), is_member=True
         )
         encoded = encoding.encode(entry.task, checkpoint, exact=entry.exact)
         result = encoding.result(

@@ -70,7 +70,9 @@ def plan(
         ) as members,
         Workers(spec) as pool,
     ):
-        projection = members.projected_memory(exact=False, shares_memory=spec.shares_memory)
+        projection = members.projected_memory(
+            fidelity=fidelity, exact=False, shares_memory=spec.shares_memory
+        )
         pool.bound(projection.fitting_workers(spec.workers, limit))
         builder = BasisBuilder(
             members,

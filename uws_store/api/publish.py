@@ -88,7 +88,8 @@ def build(
     registry : str or Registry, optional
         URL or path; made when it does not exist. By default ``UWS_STORE_REGISTRY``, else the user's data folder.
     bits, rel_error, change_error, max_drop : float, optional
-        At most one: bits per basis-coded parameter (mean over models, metadata counted); the largest
+        At most one: bits per basis-coded parameter (mean over models, metadata counted; models that are added later get a
+        coarser step by which they take as many); the largest
         ``||W - W'|| / ||W||``; the largest ``||W - W'|| / ||W - mean||``; the most that any model's score may get
         worse, absolute, on the examples of the search. By default ``change_error=0.05``.
     evaluate : str or callable, optional
@@ -200,7 +201,9 @@ def build(
         opened = open_registry(registry, create=True)
         _require_reachable(opened, spec)
         _require_new(opened.state(), family)
-        projection = members.projected_memory(exact=exact, shares_memory=spec.shares_memory)
+        projection = members.projected_memory(
+            fidelity=fidelity, exact=exact, shares_memory=spec.shares_memory
+        )
         pool.bound(projection.fitting_workers(spec.workers, limit))
         groups = bases_of(members, fidelity=fidelity) if decided is None else (tuple(members.checkpoints),)
         request = BuildRequest(

@@ -6,6 +6,7 @@ from uws_store.builder.build import BasisBuilder, build_basis
 from uws_store.builder.coded import AnalysisCache
 from uws_store.builder.encode import EXACT_OVERHEAD, encode_model
 from uws_store.builder.encoded import EncodedModel, encode_within
+from uws_store.builder.member_step import member_step
 from uws_store.builder.members import Members, piece_name
 from uws_store.builder.memory import MemoryProjection, available_bytes, parse_bytes
 from uws_store.builder.progress import Progress, silent
@@ -34,6 +35,7 @@ __all__ = [
     "encode_model",
     "encode_within",
     "first_step",
+    "member_step",
     "parse_bytes",
     "piece_name",
     "resumed",

@@ -50,10 +50,24 @@ def assemble_basis(
     fits: Sequence[TensorFit],
     *,
     step: Step,
+    finest: Step,
     options: tuple[tuple[str, str], ...],
     workers: Workers | None = None,
 ) -> tuple[BasisDocument, bytes, dict[str, bytes]]:
     """Make the document, the group bytes and the objects of a basis.
+
+    Parameters
+    ----------
+    members, surveys, fits
+        The zoo, every tensor of it, and the coded ones.
+    step : Step
+        For models that ask for none.
+    finest : Step
+        The finest step that models are meant to have: the grids of means are for it.
+    options : tuple of (str, str)
+        For the record.
+    workers : Workers, optional
+        Who digests the checkpoints.
 
     Returns
     -------
@@ -66,7 +80,7 @@ def assemble_basis(
     """
     # A mean that would not fit 32 bits on its grid belongs to a tensor of another scale than the zoo's: private.
     fitted = {fit.survey.name: fit for fit in fits}
-    means = {name: _mean_on_grid(fit, step) for name, fit in fitted.items()}
+    means = {name: _mean_on_grid(fit, finest) for name, fit in fitted.items()}
     coded = _without_lone_factors({name: fit for name, fit in fitted.items() if means[name] is not None})
     products = dict.fromkeys(fit.survey.place.product for fit in coded.values() if fit.survey.place)
     numbers = {product: number for number, product in enumerate(products)}

@@ -13,7 +13,7 @@ from uws_store.builder.fit import TensorFit
 from uws_store.builder.members import Members, sample_tasks
 from uws_store.builder.planning import decisions, plan_document
 from uws_store.builder.progress import Progress, silent
-from uws_store.builder.search import Fidelity, find_step, first_step
+from uws_store.builder.search import Fidelity, find_step, first_step, step_beyond
 from uws_store.builder.surveyed import BuiltBasis, SurveyedZoo, form_option, step_shifts, tensors_to_null
 from uws_store.canonical import Step
 from uws_store.device import CPU, each_device
@@ -103,6 +103,7 @@ class BasisBuilder:
             fidelity,
             decisions(plan, surveys, architecture=members.report.digest) if plan is not None else {},
             tensors_to_null(coded),
+            pilot if fidelity.kind == "bits" else frozenset(),
             len(coded),
             each_device(device),
         )
@@ -145,8 +146,11 @@ class BasisBuilder:
             if not self._plan_for(near):
                 break
             found = find_step(self._fits, goal, start=near, overhead_bytes=overhead)
-        built = self._zoo.assemble(self._fits, Step.nearest(found))
-        return self._zoo.trim_bits(built, goal) if goal.kind == "bits" else built
+        if goal.kind != "bits":
+            return self._zoo.assemble(self._fits, Step.nearest(found))
+        beyond = step_beyond(self._fits, found)
+        built = self._zoo.assemble(self._fits, Step.nearest(found), beyond=beyond)
+        return self._zoo.trim_bits(built, goal, beyond=beyond)
 
     def at_step(self, step: Step) -> tuple[BuiltBasis, bool]:
         """Make the basis for a step that was found otherwise.
@@ -203,6 +207,7 @@ class BasisBuilder:
             built.fits,
             sharing=self.sharing,
             document=document,
+            step=built.step,
             models=self._zoo.models,
             fidelity=str(self._fidelity),
             max_flops_per_weight=self._zoo.max_flops_per_weight,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from uws_store.builder.outside import Outside, coded_by_others
 from uws_store.builder.sources import ZooFiles
 from uws_store.builder.survey import TensorSurvey
 from uws_store.builder.transform import Analysis
@@ -68,6 +69,8 @@ class TensorFit:
         Coefficients of the sampled tasks times ``2**shift``, float32, (p x q): for the search of the step.
     sharing : Sharing or None
         What the tensor shares beside its nulls, where that was asked for.
+    outside : dict of str to Outside
+        The sampled tasks in fits of the other members, where that was asked for.
     retreat : str
         Where the device had no room: ``slices`` when models were copied there one by one, ``cpu`` when the CPU did the
         work; else empty.
@@ -83,6 +86,7 @@ class TensorFit:
     shift: int
     samples: dict[str, torch.Tensor]
     sharing: Sharing | None = None
+    outside: dict[str, Outside] = field(default_factory=dict)
     retreat: str = ""
 
     @property
@@ -119,6 +123,8 @@ class FitJob:
         What a saved plan says; None plans.
     with_nulls : bool
         Whether to measure what the tensor shares beside its nulls.
+    with_outside : bool
+        Whether to code the sampled members by fits of the others, too.
     device : torch.device
         Where to do it.
     """
@@ -134,6 +140,7 @@ class FitJob:
     rounding: Rounding = "length"
     decided: Choice | None = None
     with_nulls: bool = False
+    with_outside: bool = False
     device: torch.device = CPU
 
 
@@ -212,7 +219,17 @@ def _fit(job: FitJob, device: torch.device, *, held_on: torch.device) -> TensorF
             values.sub_(shifted)
     by_task = dict(zip(held, changes, strict=True))
     fit = _finished(job, by_task, mean.cpu(), choice, left=left, right=right, device=device)
-    return replace(fit, sharing=found)
+    outside: dict[str, Outside] = {}
+    if job.with_outside:
+        outside = coded_by_others(
+            by_task,
+            choice.candidate,
+            sampled=job.sampled,
+            members=len(tasks),
+            shift=job.shift,
+            device=device,
+        )
+    return replace(fit, sharing=found, outside=outside)
 
 
 def _finished(

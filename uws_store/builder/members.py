@@ -20,6 +20,7 @@ from uws_store.builder.files import common_files
 from uws_store.builder.memory import MemoryProjection
 from uws_store.builder.products import choose_form, find_products, largest_start
 from uws_store.builder.progress import Progress, silent
+from uws_store.builder.search import Fidelity
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.survey import Surveyed, SurveyJob, TensorSurvey, survey_tensor
 from uws_store.builder.work import WorkFolder, resumed
@@ -174,7 +175,7 @@ class Members:
         found = (self.checkpoints[task].tensors.get(name) for task in tasks)
         return sum(info.size_bytes for info in found if info is not None)
 
-    def projected_memory(self, *, exact: bool, shares_memory: bool) -> MemoryProjection:
+    def projected_memory(self, *, fidelity: Fidelity, exact: bool, shares_memory: bool) -> MemoryProjection:
         """Project what a build of these members will need, from headers alone."""
         signatures = self.report.majority
         elements = sum(math.prod(signature.shape) for signature in signatures)
@@ -190,6 +191,7 @@ class Members:
             exact=exact,
             pinned_bytes=elements * len(self.checkpoints) * width if self.is_small and shares_memory else 0,
             shares_memory=shares_memory,
+            crossed=fidelity.kind == "bits",
         )
 
     @property

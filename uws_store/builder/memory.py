@@ -115,6 +115,8 @@ class MemoryProjection:
         This process before it begins.
     worker_bytes : int
         What each worker takes besides its work: 0 where workers share this process's memory.
+    crossed : bool
+        Whether the sampled models are coded by fits of the others, too.
     """
 
     matrices: tuple[tuple[int, int], ...]
@@ -125,6 +127,7 @@ class MemoryProjection:
     pinned_bytes: int
     base_bytes: int
     worker_bytes: int = 0
+    crossed: bool = False
 
     @classmethod
     def of(
@@ -137,6 +140,7 @@ class MemoryProjection:
         exact: bool,
         pinned_bytes: int = 0,
         shares_memory: bool = True,
+        crossed: bool = False,
     ) -> MemoryProjection:
         """Project from the shapes of an architecture, in this process as it is now."""
         return cls(
@@ -151,6 +155,7 @@ class MemoryProjection:
             pinned_bytes,
             resident_bytes(),
             0 if shares_memory else _WORKER_BYTES,
+            crossed,
         )
 
     @property
@@ -163,7 +168,8 @@ class MemoryProjection:
         whole = sum(self.elements)
         # A slice as stored and the one read ahead, its values, their squares, the sum.
         survey = self._largest(workers, lambda m, n: m * n * (2 * self.source_bytes + 3 * _REAL))
-        fits = whole * (_REAL + 4 * self.sampled)
+        # Of a large zoo only a part is crossed, which may be most of it where one tensor is.
+        fits = whole * (_REAL + 4 * self.sampled * (1 + self.crossed))
         fitting = fits + self._largest(workers, self._fit_bytes)
         # The mean on its grid, packed, encoded and read back; the order of all coefficients and what is sorted by it.
         assembling = fits + whole * 30

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 
 from uws_store.builder.fit import TensorFit
 from uws_store.builder.survey import TensorSurvey
+from uws_store.canonical import Step
 from uws_store.config import tool_version
 from uws_store.dtypes import DTYPES
 from uws_store.errors import InvalidInputError
-from uws_store.metadata.basis import BasisDocument, SideRecord
+from uws_store.metadata.basis import BasisDocument, SideRecord, StepRecord
 from uws_store.metadata.plan import PlanDocument, PlannedTensor, SharingRecord
 from uws_store.nulls import Sharing
 from uws_store.plan import Candidate, Choice, SideChoice
@@ -52,6 +53,7 @@ def plan_document(
     *,
     sharing: Sharing | None,
     document: BasisDocument,
+    step: Step,
     models: int,
     fidelity: str,
     max_flops_per_weight: float,
@@ -68,6 +70,8 @@ def plan_document(
         What the zoo shares.
     document : BasisDocument
         The basis that was made by the plan.
+    step : Step
+        The members' step.
     models, fidelity, max_flops_per_weight, basis_bytes
         As in the plan's document.
     overhead_bytes : float
@@ -80,7 +84,7 @@ def plan_document(
         members=document.build.models,
         models=models,
         fidelity=fidelity,
-        step=document.step,
+        step=StepRecord(mantissa=step.mantissa, exponent=step.exponent),
         max_flops_per_weight=min(max_flops_per_weight, 1e12),
         basis_bytes=basis_bytes,
         model_bytes=overhead_bytes + sum(choice.bits_per_model for choice in choices) / 8,

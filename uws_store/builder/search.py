@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from uws_store.builder.fit import TensorFit
@@ -19,7 +20,7 @@ from uws_store.entropy import encode_integers, significance_order
 from uws_store.errors import FidelityError, InvalidInputError
 from uws_store.quantize import Rounding, quantise
 
-__all__ = ["DEFAULT_FIDELITY", "Fidelity", "FidelityKind", "find_step", "first_step"]
+__all__ = ["DEFAULT_FIDELITY", "Fidelity", "FidelityKind", "find_step", "first_step", "step_beyond"]
 
 FidelityKind = Literal["bits", "rel-error", "change-error", "max-drop"]
 
@@ -85,6 +86,9 @@ _OCTAVES = 24
 
 _OCTAVES_FOR_BITS = 72
 """How far above it for bits: at 64 the guess is that fine, and nearly all of a small model may be metadata."""
+
+_MOST_BEYOND = 4.0
+_NEAR_BEYOND = 1.005
 
 
 def first_step(fidelity: Fidelity, *, energy: float, change_energy: float, parameters: int) -> float:
@@ -161,6 +165,61 @@ def find_step(fits: Sequence[TensorFit], fidelity: Fidelity, *, start: float, ov
     return high if fidelity.kind == "bits" else low
 
 
+def step_beyond(fits: Sequence[TensorFit], step: float) -> float:
+    """Find by how much coarser a step gives models outside the zoo the bits that `step` gives its members.
+
+    Parameters
+    ----------
+    fits : sequence of TensorFit
+        Every coded tensor; those that were coded by fits of other members are measured.
+    step : float
+        The members' step.
+
+    Returns
+    -------
+    float
+        In [1, 4]. Of the logarithm that is measured, with fits of a share f of the members, 2 f / (1 + f) is taken: what
+        sets a member apart from another model falls with one over the models in the fit, half of it on either side.
+    """
+    measured = [fit for fit in fits if fit.outside]
+    tasks = sorted(set.intersection(*(set(fit.outside) for fit in measured))) if measured else []
+    if not tasks:
+        return 1.0
+    order = significance_order([(fit.rows.numpy(), fit.columns.numpy()) for fit in measured])
+    orders = {
+        task: significance_order(
+            [(fit.outside[task].rows.numpy(), fit.outside[task].columns.numpy()) for fit in measured]
+        )
+        for task in tasks
+    }
+    wanted = sum(_bytes([fit.samples[task] for fit in measured], step, order) for task in tasks)
+
+    def is_too_much(ratio: float) -> bool:
+        total = 0
+        for task in tasks:
+            values = [fit.outside[task].coefficients for fit in measured]
+            try:
+                total += _bytes(values, step * ratio, orders[task])
+            except InvalidInputError:  # beyond 32 bits at so fine a step
+                return True
+        return total > wanted
+
+    low, high = 1.0, _MOST_BEYOND
+    if not is_too_much(low):
+        return 1.0
+    while high / low > _NEAR_BEYOND:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if is_too_much(middle) else (low, middle)
+    weights = [(fit.coefficients, fit.outside[tasks[0]].fitted_share) for fit in measured]
+    share = sum(count * share for count, share in weights) / sum(count for count, _ in weights)
+    return float(math.sqrt(low * high) ** (2 * share / (1 + share)))
+
+
+def _bytes(values: Sequence[torch.Tensor], step: float, order: npt.NDArray[np.int64]) -> int:
+    whole = np.concatenate([quantise(each, step).reshape(-1).to(torch.int32).numpy() for each in values])
+    return len(encode_integers(whole[order]))
+
+
 def _scorer(
     fits: Sequence[TensorFit], fidelity: Fidelity, *, overhead_bytes: float
 ) -> Callable[[float], float]:
@@ -172,10 +231,8 @@ def _scorer(
         def bits(step: float) -> float:
             total = 0.0
             for task in tasks:
-                whole = np.concatenate(
-                    [quantise(fit.samples[task], step).reshape(-1).to(torch.int32).numpy() for fit in fits]
-                )
-                total += 8 * (len(encode_integers(whole[order])) + overhead_bytes) / parameters
+                core_bytes = _bytes([fit.samples[task] for fit in fits], step, order)
+                total += 8 * (core_bytes + overhead_bytes) / parameters
             return fidelity.value - total / len(tasks)
 
         return bits

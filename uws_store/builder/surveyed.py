@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from uws_store import layout
-from uws_store.basis import Basis, step_of
+from uws_store.basis import Basis
 from uws_store.builder.assemble import assemble_basis
 from uws_store.builder.coded import AnalysisCache
 from uws_store.builder.encode import encode_model
 from uws_store.builder.fit import FitJob, TensorFit, fit_tensor
 from uws_store.builder.guard import beaten_by_plain
+from uws_store.builder.member_step import member_step_option
 from uws_store.builder.members import Members
 from uws_store.builder.memory import give_back
 from uws_store.builder.planning import factors_in_vain
@@ -56,12 +57,15 @@ class BuiltBasis:
         Every tensor of the architecture.
     fits : tuple of TensorFit
         The coded ones, in coding order.
+    step : Step
+        The step of the models that it was made from; the basis's own, for models that are added later, may be coarser.
     """
 
     basis: Basis
     objects: dict[str, bytes]
     surveys: tuple[TensorSurvey, ...]
     fits: tuple[TensorFit, ...]
+    step: Step
 
     @property
     def size_bytes(self) -> int:
@@ -97,6 +101,8 @@ class SurveyedZoo:
         Tensors whose decision is not to be searched for.
     nulled : frozenset of str
         Tensors on which to measure what the zoo shares.
+    crossed : frozenset of str
+        Tensors on which to measure what models outside the zoo take.
     coded_tensors : int
         How many tensors are coded: a fit of all of them is guarded.
     devices : tuple of torch.device
@@ -114,6 +120,7 @@ class SurveyedZoo:
     fidelity: Fidelity
     decided: Mapping[str, Choice]
     nulled: frozenset[str]
+    crossed: frozenset[str]
     coded_tensors: int
     devices: tuple[torch.device, ...] = (CPU,)
     retreats: dict[str, str] = field(default_factory=dict)
@@ -135,6 +142,7 @@ class SurveyedZoo:
                 rounding=self.fidelity.rounding,
                 decided=self.decided.get(survey.name),
                 with_nulls=survey.name in self.nulled and survey.name not in self.sharing,
+                with_outside=survey.name in self.crossed,
                 device=self.devices[index % len(self.devices)],
             )
             for index, survey in enumerate(coded)
@@ -212,10 +220,27 @@ class SurveyedZoo:
             for name, way in sorted(self.retreats.items())
         )
 
-    def assemble(self, fits: Sequence[TensorFit], step: Step) -> BuiltBasis:
-        """Put the basis together and open it from its own bytes."""
+    def assemble(self, fits: Sequence[TensorFit], step: Step, *, beyond: float = 1.0) -> BuiltBasis:
+        """Put the basis together and open it from its own bytes.
+
+        Parameters
+        ----------
+        fits : sequence of TensorFit
+            The coded tensors.
+        step : Step
+            The members' step.
+        beyond : float
+            How much coarser that of models outside the zoo is.
+        """
+        others = Step.nearest(step.value * beyond)
         document, group, objects = assemble_basis(
-            self.members, self.surveys, fits, step=step, options=self.recorded(), workers=self.workers
+            self.members,
+            self.surveys,
+            fits,
+            step=others,
+            finest=step,
+            options=(*self.recorded(), *member_step_option(step, others)),
+            workers=self.workers,
         )
         digest = hashlib.sha256(group).hexdigest()
         storage = MemoryStorage("build")
@@ -225,15 +250,15 @@ class SurveyedZoo:
         basis = Basis.open(storage, prefix, digest=digest)
         basis.prefetch()
         assert basis.document == document
-        return BuiltBasis(basis, objects, self.surveys, tuple(fits))
+        return BuiltBasis(basis, objects, self.surveys, tuple(fits), step)
 
-    def trim_bits(self, built: BuiltBasis, fidelity: Fidelity) -> BuiltBasis:
-        """Correct the step by what models really take, metadata and all."""
+    def trim_bits(self, built: BuiltBasis, fidelity: Fidelity, *, beyond: float) -> BuiltBasis:
+        """Correct the step by what members really take, metadata and all; that of other models goes with it."""
         # Around one bit, a step that is r times larger takes about r**0.9 times fewer bits; at a tenth, r**2.
         fall = 0.9
         before: tuple[float, float] | None = None
         for _ in range(_TRIMS):
-            step = step_of(built.basis.document.step)
+            step = built.step
             analyses = AnalysisCache(built.basis, device=self.devices[0])
             encoded = [
                 encode_model(built.basis, self.members.checkpoints[task], step=step, analyses=analyses)
@@ -249,7 +274,7 @@ class SurveyedZoo:
             found = Step.nearest(step.value * (bits / (0.995 * fidelity.value)) ** (1 / fall))
             if found == step:
                 break
-            built = self.assemble(built.fits, found)
+            built = self.assemble(built.fits, found, beyond=beyond)
         return built
 
 

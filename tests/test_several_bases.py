@@ -23,6 +23,7 @@ from uws_store.api.results import BuildResult
 from uws_store.builder import DEFAULT_FIDELITY, Fidelity, Members
 from uws_store.checkpoint import open_checkpoint, scan_zoo
 from uws_store.cli.program import PROGRAM
+from uws_store.errors import UwsError
 
 WIDE = {"a.weight": (64, 48), "b.weight": (48, 64), "norm.weight": (64,)}
 REL_ERROR = 0.01
@@ -201,29 +202,80 @@ def test_a_model_is_added_to_the_basis_of_its_base(
     assert len(models) == 26
 
 
-def test_an_extended_family_has_a_basis_for_each_base_again(
+def _objects(registry: str) -> dict[str, bytes]:
+    families = Path(registry) / "families"
+    return {str(path): path.read_bytes() for path in families.rglob("*") if path.is_file()}
+
+
+def test_a_family_that_gets_another_base_model_keeps_the_bases_of_the_others_as_they_were(
     mixed: tuple[Path, str, BuildResult], tmp_path: Path
 ) -> None:
-    _, source, _ = mixed
+    _, source, built = mixed
     registry = str(tmp_path / "registry")
     shutil.copytree(source, registry)
     more = _zoo(tmp_path / "more", 2, models=5)
     for path in sorted(more.iterdir()):
         path.rename(path.with_name(path.name.replace("base0", "base2")))
+    before = _objects(registry)
     result = api.extend("f", [more], registry=registry)
-    assert result.revision == 5
+    assert result.revision == 3, "the new base has a basis, and the old ones have theirs"
     assert any("3 base models" in remark for remark in result.remarks)
+    after = _objects(registry)
+    assert {path: data for path, data in after.items() if path in before} == before
     family = uws_store.open_family("f", registry=registry)
-    assert family.resolve("base2-task-00").basis_revision == 5
-    moved = api.rebase("f", "base1-task-02", registry=registry)
-    assert moved.model.version == 2
-    entry = family.resolve("base1-task-02")
-    assert entry.basis_revision in (3, 4)
     state = family.registry.state().family("f")
     current = current_bases(family.registry, state)
-    assert [held.entry.revision for held in current] == [3, 4, 5]
+    assert [held.entry.revision for held in current] == [1, 2, 3]
+    assert family.resolve("base2-task-00").basis_revision == 3
     with open_checkpoint(more / "base2-task-01.safetensors") as checkpoint:
-        assert nearest_basis(current, checkpoint).entry.revision == 5
+        assert nearest_basis(current, checkpoint).entry.revision == 3
+    with pytest.raises(UwsError) as caught:
+        api.rebase("f", built.groups[0][0], registry=registry)
+    assert caught.value.kind == "invalid-input/newest-basis"
+    with pytest.raises(UwsError) as caught:
+        api.extend("f", registry=registry)
+    assert caught.value.kind == "invalid-input/nothing-new"
+    summary, _ = api.show("f", registry=registry)
+    assert summary.growth is not None
+    assert (summary.growth.basis_models, summary.growth.newer_models, summary.growth.older_models) == (
+        29,
+        0,
+        0,
+    )
+    assert uws_store.verify("f", registry=registry).ok
+
+
+def test_a_group_that_grows_gets_a_basis_beside_those_of_the_others(
+    mixed: tuple[Path, str, BuildResult], tmp_path: Path
+) -> None:
+    zoo, source, built = mixed
+    registry = str(tmp_path / "registry")
+    shutil.copytree(source, registry)
+    more = tmp_path / "more"
+    more.mkdir()
+    grown, other = built.groups[1], built.groups[0]
+    for task in grown[:4]:
+        weights = {
+            name: tensor + 1e-4 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(5))
+            for name, tensor in load_file(zoo / f"{task}.safetensors").items()
+        }
+        save_file(weights, more / f"{task}-more.safetensors")
+    result = api.extend("f", [more], registry=registry)
+    family = uws_store.open_family("f", registry=registry)
+    state = family.registry.state().family("f")
+    assert result.revision == 3
+    assert [held.entry.revision for held in current_bases(family.registry, state)] == [1, 3]
+    moved = api.rebase("f", grown[0], registry=registry)
+    assert moved.model.version == 2
+    assert family.resolve(grown[0]).basis_revision == 3
+    uws_store.add(zoo / f"{other[0]}.safetensors", family="f", task="again", registry=registry)
+    assert family.resolve("again").basis_revision == 1
+    target = str(tmp_path / "other")
+    api.push("f", target, task="again", registry=registry)
+    api.push("f", target, task=f"{grown[0]}-more", registry=registry)
+    copied = uws_store.open_family("f", registry=target)
+    found = current_bases(copied.registry, copied.registry.state().family("f"))
+    assert [held.basis.digest for held in found] == [state.bases[number].digest for number in (1, 3)]
     assert uws_store.verify("f", registry=registry).ok
 
 

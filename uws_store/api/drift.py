@@ -53,13 +53,16 @@ def growth_of(
     sizes : sequence of (ModelEntry, float)
         Each task's newest version, with its bits per basis-coded parameter.
     current : collection of int
-        The newest revision and those that were made with it; the newest alone when empty.
+        The newest revision and those in use with it; the newest alone when empty.
     """
     latest = state.latest_basis
-    revision, commit = (latest.revision, latest.commit) if latest else (0, 0)
-    revisions = {revision, *current}
-    own = [bits for entry, bits in sizes if entry.basis_revision in revisions and entry.commit == commit]
-    newer = [bits for entry, bits in sizes if entry.basis_revision in revisions and entry.commit != commit]
+    revisions = {latest.revision if latest else 0, *current}
+    own: list[float] = []
+    newer: list[float] = []
+    for entry, bits in sizes:
+        if entry.basis_revision in revisions:
+            came_with_it = entry.commit == state.bases[entry.basis_revision].commit
+            (own if came_with_it else newer).append(bits)
     basis_bits = sum(own) / len(own) if own else None
     newer_bits = sum(newer) / len(newer) if newer else None
     drift = newer_bits / basis_bits - 1 if newer_bits is not None and basis_bits else None

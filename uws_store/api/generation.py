@@ -1,7 +1,8 @@
 """The bases that a family's next model may go onto: its newest one, or the newest ones of a family that has several.
 
 A zoo that mixes models of several base models is stored with a basis for each, one revision after the other, and each says
-in its build options which of how many it is. Owns that option, and the choice for a checkpoint. Encodes nothing.
+in its build options which of how many it is. A base model that comes later gets a basis beside those that are there, which it
+names. Owns these options, and the choice for a checkpoint. Encodes nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ __all__ = [
     "CurrentBasis",
     "basis_options",
     "current_bases",
-    "made_together",
     "nearest_basis",
     "remarks_on_groups",
+    "revisions_in_use",
     "share_of",
 ]
 
 _OPTION = "basis"
+_BESIDE = "beside"
 _ORDER = re.compile(r"([1-9][0-9]{0,3}) of ([1-9][0-9]{0,3})")
 _TENSORS = 16
 _MOST = 64
@@ -52,9 +54,22 @@ class CurrentBasis:
     basis: Basis
 
 
-def basis_options(number: int, count: int) -> tuple[tuple[str, str], ...]:
-    """What a basis remembers of the others that were made with it; nothing where it is the only one."""
-    return ((_OPTION, f"{number} of {count}"),) if count > 1 else ()
+def basis_options(
+    number: int, count: int, beside: Sequence[CurrentBasis] = ()
+) -> tuple[tuple[str, str], ...]:
+    """What a basis remembers of the others that are in use with it; nothing where it is the only one.
+
+    Parameters
+    ----------
+    number, count : int
+        Which of how many that are made together.
+    beside : sequence of CurrentBasis
+        Earlier ones that stay in use, as they are.
+    """
+    together = ((_OPTION, f"{number} of {count}"),) if count > 1 else ()
+    # By digest: in a registry to which some tasks were copied, revisions have other numbers.
+    digests = " ".join(sorted(held.basis.digest for held in beside))
+    return (*together, *(((_BESIDE, digests),) if digests else ()))
 
 
 def share_of(expected: int | None, models: int, all_models: int) -> int | None:
@@ -75,7 +90,7 @@ def remarks_on_groups(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 
 def current_bases(registry: Registry, state: FamilyState) -> tuple[CurrentBasis, ...]:
-    """Open the newest basis of a family, and those that were made with it, the oldest revision first.
+    """Open the newest basis of a family, and those that are in use with it, the oldest revision first.
 
     Raises
     ------
@@ -87,8 +102,9 @@ def current_bases(registry: Registry, state: FamilyState) -> tuple[CurrentBasis,
     latest = state.latest_basis
     if latest is None:
         raise NotFoundError(f"family {state.name!r} has no basis yet", kind="not-found/basis")
-    found = [CurrentBasis(latest, _open(registry, state.name, latest))]
-    number, count = _place_of(found[0].basis)
+    newest = CurrentBasis(latest, _open(registry, state.name, latest))
+    found = [newest]
+    number, count = _place_of(newest.basis)
     # Where only some tasks were copied here, some of the others are missing: what is before is of another build then.
     for revision in range(latest.revision - 1, max(0, latest.revision - min(count, _MOST)), -1):
         entry = state.bases[revision]
@@ -98,12 +114,25 @@ def current_bases(registry: Registry, state: FamilyState) -> tuple[CurrentBasis,
             break
         number = before
         found.append(CurrentBasis(entry, basis))
-    return tuple(reversed(found))
+    opened = {held.entry.revision for held in found}
+    found += [
+        CurrentBasis(state.bases[revision], _open(registry, state.name, state.bases[revision]))
+        for revision in _beside(state, newest.basis)
+        if revision not in opened
+    ]
+    return tuple(sorted(found, key=lambda held: held.entry.revision))
 
 
-def made_together(revision: int, basis: Basis) -> range:
-    """Revisions of the bases that were made with the last of them, from its own record."""
-    return range(max(1, revision - _place_of(basis)[0] + 1), revision + 1)
+def revisions_in_use(state: FamilyState, revision: int, basis: Basis) -> tuple[int, ...]:
+    """Revisions of the bases that are in use with a family's newest one, from its own record, ascending."""
+    together = range(max(1, revision - _place_of(basis)[0] + 1), revision + 1)
+    return tuple(sorted({*together, *_beside(state, basis)}))
+
+
+def _beside(state: FamilyState, basis: Basis) -> list[int]:
+    """Earlier revisions that a basis names and the family has."""
+    named = set(option_of(basis, _BESIDE).split()[:_MOST])
+    return [revision for revision, entry in state.bases.items() if entry.digest in named]
 
 
 def nearest_basis(bases: Sequence[CurrentBasis], checkpoint: Checkpoint) -> CurrentBasis:

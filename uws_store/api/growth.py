@@ -30,7 +30,14 @@ from uws_store.api.encoding import (
     remarks_on_promise,
 )
 from uws_store.api.family import Family
-from uws_store.api.generation import basis_options, current_bases, nearest_basis, remarks_on_groups, share_of
+from uws_store.api.generation import (
+    CurrentBasis,
+    basis_options,
+    current_bases,
+    nearest_basis,
+    remarks_on_groups,
+    share_of,
+)
 from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.packing import pack_staged
@@ -74,7 +81,8 @@ def extend(
 
     The old checkpoints are not read: the newest version of each task comes out of the registry, bit-identical where it
     has the exact tier, else as the compact tier gives it back, whose error then stands for the original's. Old models
-    keep their basis; :func:`rebase` moves one.
+    keep their basis; :func:`rebase` moves one. Where the family's models were tuned from several base models, a group that
+    nothing was added to keeps its basis in use, byte for byte.
 
     Parameters
     ----------
@@ -107,11 +115,7 @@ def extend(
     new = [member for zoo in zoos for member in scan_zoo(zoo, storage_options=zoo_options)]
     stored = _stored_checkpoints(opened, family, state, without={member.task for member in new})
     if not new and all(entry.commit == latest.commit for entry in state.newest()):
-        raise InvalidInputError(
-            f"nothing was added to family {family!r} since its basis revision {latest.revision}; give a zoo of new "
-            "checkpoints",
-            kind="invalid-input/nothing-new",
-        )
+        raise _nothing_new(family, latest.revision)
     fidelity = fidelity_of(old_basis)
     kept = tuple(
         (name, option_of(old_basis, name)) for name in ("search-evaluation", "per-model", OVERHEAD_OPTION)
@@ -136,15 +140,19 @@ def extend(
         steps = [step_of(held.basis.document.step) for held in old]
         step = min(steps, key=lambda each: each.value) if fidelity.kind == "max-drop" else None
         groups = bases_of(members, fidelity=fidelity)
+        kept_bases = _unchanged(members, groups, stored, old) if len(groups) > 1 else {}
+        changed = [tasks for tasks in groups if tasks not in kept_bases]
+        if not changed:
+            raise _nothing_new(family, latest.revision)
         parts: list[_Part] = []
-        for number, tasks in enumerate(groups, 1):
+        for number, tasks in enumerate(changed, 1):
             builder = BasisBuilder(
                 members if len(groups) == 1 else members.part(tasks),
                 fidelity=fidelity,
                 expect_models=share_of(planned, len(tasks), len(members.checkpoints)),
                 options=(
                     *((name, value) for name, value in kept if value),
-                    *basis_options(number, len(groups)),
+                    *basis_options(number, len(changed), tuple(kept_bases.values())),
                 ),
                 progress=progress,
                 workers=pool,
@@ -191,6 +199,29 @@ def extend(
             *dict.fromkeys(remark for part in parts for remark in part.remarks),
         ),
     )
+
+
+def _nothing_new(family: str, revision: int) -> InvalidInputError:
+    return InvalidInputError(
+        f"nothing was added to family {family!r} since its basis revision {revision}; give a zoo of new checkpoints",
+        kind="invalid-input/nothing-new",
+    )
+
+
+def _unchanged(
+    members: Members,
+    groups: Sequence[tuple[str, ...]],
+    stored: Mapping[str, StoredCheckpoint],
+    bases: Sequence[CurrentBasis],
+) -> dict[tuple[str, ...], CurrentBasis]:
+    """The groups whose models are those that a basis in use was made from: it is theirs still, byte for byte."""
+    by_sources = {held.basis.document.build.sources: held for held in bases}
+    return {
+        tasks: by_sources[sources]
+        for tasks in groups
+        if all(task in stored for task in tasks)
+        and (sources := members.part(tasks).sources_digest()) in by_sources
+    }
 
 
 def rebase(

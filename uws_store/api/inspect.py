@@ -10,7 +10,7 @@ from uws_store import layout
 from uws_store.api.adapters import AdapterSummary, summarise_adapter
 from uws_store.api.drift import Growth, growth_of
 from uws_store.api.family import Family, open_family
-from uws_store.api.generation import made_together
+from uws_store.api.generation import revisions_in_use
 from uws_store.api.opening import open_registry
 from uws_store.api.recording import VerificationSummary, summarise_verification
 from uws_store.api.where import parse_condition, select
@@ -228,7 +228,7 @@ def show(
         current = [
             revision
             for entry in newest
-            for revision in made_together(entry.basis_revision, opened.basis(entry.basis_digest))
+            for revision in revisions_in_use(state, entry.basis_revision, opened.basis(entry.basis_digest))
         ]
         rates = [model.bits_per_parameter for model in models]
         growth = growth_of(state, list(zip(entries, rates, strict=True)), current=current)

@@ -44,8 +44,9 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 # A slow, shared machine is no failure; on CI the same examples are drawn each time.
-hypothesis.settings.register_profile("local", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+UNHURRIED = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("local", UNHURRIED)
+hypothesis.settings.register_profile("ci", UNHURRIED, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))

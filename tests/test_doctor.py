@@ -163,7 +163,11 @@ class Faulty(MemoryStorage):
         if self.fault == "last bytes" and start is not None and start < 0:
             return super().read(path)[:-start]
         data = super().read(path, start=start, end=end)
-        return data[:-1] + b"?" if self.fault == "large objects" and len(data) > 1 << 20 else data
+        return (
+            data[:-1] + bytes([data[-1] ^ 1])
+            if self.fault == "large objects" and len(data) > 1 << 20
+            else data
+        )
 
     def put(self, path: str, data: bytes) -> None:
         if self.fault == "read after write" and self.size(path) is not None:

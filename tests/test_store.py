@@ -60,7 +60,12 @@ def test_every_range_comes_back(
 
 
 def test_several_shards_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("uws_store.store", "uws_store.layout", "uws_store.metadata.arrays"):
+    for module in (
+        "uws_store.store.writing",
+        "uws_store.store.reading",
+        "uws_store.layout",
+        "uws_store.metadata.arrays",
+    ):
         monkeypatch.setattr(f"{module}.SHARD_CHUNKS", 4)
     values = np.arange(1000, dtype=np.int32)
     array = encode_array(values, chunk=60, page=256)

@@ -26,8 +26,8 @@ from uws_store.errors import FormatError
 from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.basis import BasisDocument, SideRecord, StepRecord, TensorRecord
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
-from uws_store.storage import Storage
-from uws_store.store import ArrayReader, of_each
+from uws_store.storage import Storage, dropped_if_damaged
+from uws_store.store import ArrayReader, read_whole
 from uws_store.subspace import QuantisedSide
 
 T = TypeVar("T")
@@ -88,12 +88,15 @@ class Basis:
         """
         where = f"{storage.url}/{prefix}/{layout.GROUP_PATH}"
         path = f"{prefix}/{layout.GROUP_PATH}"
-        data = storage.read_at_most(path, max_group_bytes(BasisDocument))
-        if data is None:
-            raise FormatError(f"{where}: the basis is missing", kind="format/missing-object")
-        found = hashlib.sha256(data).hexdigest()
-        if found != digest:
-            raise FormatError(f"{where}: SHA-256 is {found}; the document is damaged", kind="format/digest")
+        with dropped_if_damaged(storage, path):
+            data = storage.read_at_most(path, max_group_bytes(BasisDocument))
+            if data is None:
+                raise FormatError(f"{where}: the basis is missing", kind="format/missing-object")
+            found = hashlib.sha256(data).hexdigest()
+            if found != digest:
+                raise FormatError(
+                    f"{where}: SHA-256 is {found}; the document is damaged", kind="format/digest"
+                )
         document = from_group_bytes(BasisDocument, data, where=where)
         readers = {
             name: ArrayReader(storage, prefix, name=name, record=record)
@@ -118,7 +121,7 @@ class Basis:
         with self._lock:
             names = [name for name in self._readers if name not in self._whole and name != "files"]
             readers = [self._readers[name] for name in names]
-            self._whole |= zip(names, of_each(readers, lambda reader: _narrowed(reader.read())), strict=True)
+            self._whole |= zip(names, read_whole(readers), strict=True)
 
     def kept(self, key: str, make: Callable[[Basis], T]) -> T:
         """What was made from this basis under a key: made once, and kept for as long as the basis is."""

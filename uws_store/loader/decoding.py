@@ -6,17 +6,18 @@ Knows nothing about names of families, nor where tensors go.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 
 from uws_store.basis import Decoder
 from uws_store.loader.workers import place_for, run_tasks
-from uws_store.model import Model, Tier
+from uws_store.model import Fetch, Model, Tier
 from uws_store.tensor_bytes import digest_of
 
-__all__ = ["Checks", "make_tensors"]
+__all__ = ["Checks", "as_they_come", "make_tensors"]
 
 Made = dict[str, torch.Tensor]
 
@@ -95,16 +96,16 @@ def make_tensors(
     Returns
     -------
     dict of str to torch.Tensor
-        Fewer than were asked for when it was stopped.
+        Nothing when it was stopped: what came was not compared with the digests on record.
+
+    Raises
+    ------
+    FormatError
+        When a stored byte is damaged; nothing is given out before all objects were compared with their digests.
     """
-    model.basis.prefetch()
-    if tier != "mean":
-        model.read_all(tier)
     wanted = frozenset(names)
     decoded = {name for name in wanted if model.is_decoded(name, tier=tier)}
     jobs = sorted({decoder.job_of[name] for name in decoded})
-    # The longest first, so that no thread is left with one at the end.
-    jobs.sort(key=lambda index: -decoder.jobs[index].coefficients)
 
     def decode(index: int) -> Made:
         made = model.decode_job(decoder, index, tier=tier)
@@ -113,10 +114,33 @@ def make_tensors(
     def read(name: str) -> Made:
         return {name: done(name, model.stored_tensor(name).to(decoder.device))}
 
-    tasks = [functools.partial(decode, index) for index in jobs]
-    tasks += [functools.partial(read, name) for name in wanted - decoded]
     coefficients = sum(decoder.jobs[index].coefficients for index in jobs)
+    where = place_for(decoder.device, coefficients)
     found: Made = {}
-    for made in run_tasks(tasks, where=place_for(decoder.device, coefficients), stopped=stopped):
-        found |= made
+    # The model comes while its basis is read, and is decoded while the rest of it comes.
+    with model.fetch(tier, stopped=stopped) as fetch:
+        model.basis.prefetch()
+
+        def tasks() -> Iterator[Callable[[], Made]]:
+            for index in as_they_come(fetch, decoder, jobs):
+                yield functools.partial(decode, index)
+            if fetch.wait_for_private():
+                for name in wanted - decoded:
+                    yield functools.partial(read, name)
+
+        for made in run_tasks(tasks(), where=where, stopped=stopped):
+            found |= made
+        if stopped is not None and stopped.is_set():
+            return {}
+        fetch.finish()
     return found
+
+
+def as_they_come(fetch: Fetch, decoder: Decoder, jobs: Iterable[int]) -> Iterator[int]:
+    """Give jobs of a decoder when their integers came, of those that come together the longest first.
+
+    So no thread is left with a long one at the end. Ends early when the fetch was stopped.
+    """
+    groups = {index: decoder.jobs[index].groups for index in jobs}
+    order = sorted(groups, key=lambda index: (fetch.turn(groups[index]), -decoder.jobs[index].coefficients))
+    return itertools.takewhile(lambda index: fetch.wait(groups[index]), order)

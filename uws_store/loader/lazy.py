@@ -181,7 +181,7 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
         Parameters
         ----------
         stopped : threading.Event, optional
-            When another thread sets it, no further tensors are made, and what was made so far is returned.
+            When another thread sets it, no further tensors are made, and only what was made before is returned.
 
         Raises
         ------

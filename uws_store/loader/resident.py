@@ -7,6 +7,7 @@ on the device. Knows nothing about names of families.
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections import OrderedDict
@@ -19,7 +20,7 @@ import torch
 from uws_store.basis import Basis, Decode, Decoder, shared_decoder
 from uws_store.errors import InvalidInputError, MemoryLimitError, WorkerError
 from uws_store.loader.conversion import largest_weight, memory_errors, require_range
-from uws_store.loader.decoding import Checks
+from uws_store.loader.decoding import Checks, as_they_come
 from uws_store.loader.module import Fit, fill_module, fit_module
 from uws_store.loader.workers import place_for, run_tasks
 from uws_store.model import Model, Tier
@@ -248,23 +249,25 @@ class Resident:
             _copy(targets, self._job(hot, index, tier="compact"))
 
     def _read(self, model: Model) -> HotModel:
-        with memory_errors(model.where, self.device):
+        cores: dict[int, torch.Tensor] = {}
+
+        def gather(index: int) -> None:
+            cores[index] = _narrowed(self.decoder.gather(index, model.stored_core)).to(self.device)
+
+        with memory_errors(model.where, self.device), model.fetch("compact") as fetch:
             self.basis.prefetch()
-            model.read_all()
-
-            def gather(index: int) -> torch.Tensor:
-                return _narrowed(self.decoder.gather(index, model.stored_core)).to(self.device)
-
-            tasks = [lambda index=index: gather(index) for index in range(len(self.decoder.jobs))]
+            jobs = range(len(self.decoder.jobs))
+            tasks = (functools.partial(gather, index) for index in as_they_come(fetch, self.decoder, jobs))
             # Nothing here is split over torch's threads, so that one worker would gain nothing over this thread.
-            cores = run_tasks(tasks, where="workers" if self._where == "workers" else "here")
+            run_tasks(tasks, where="workers" if self._where == "workers" else "here")
+            fetch.finish()
             others = {
                 name: model.stored_tensor(name).to(self.device)
                 for name, source in model.sources.items()
                 if source.kind in {"private", "shared"}
             }
-            model.forget()
-        return HotModel(model, cores, others)
+        model.forget()
+        return HotModel(model, [cores[index] for index in jobs], others)
 
     def _targets(self, hot: HotModel, fit: Fit) -> dict[str, list[torch.Tensor]]:
         """What of a module each tensor goes into; a tied name goes where its tensor goes."""

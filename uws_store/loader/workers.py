@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Literal, TypeVar
 
 import torch
@@ -62,14 +62,14 @@ _POOL = _Pool()
 
 
 def run_tasks(
-    tasks: Sequence[Callable[[], T]], *, where: Where, stopped: threading.Event | None = None
+    tasks: Iterable[Callable[[], T]], *, where: Where, stopped: threading.Event | None = None
 ) -> list[T]:
     """Run tasks and return their results in order.
 
     Parameters
     ----------
-    tasks : sequence of callable
-        What to run.
+    tasks : iterable of callable
+        What to run. Where tasks run side by side, those that were given are at work while the next is waited for.
     where : {"here", "worker", "workers"}
         In this thread; all in one worker, for tasks so small that splitting one over threads costs more than it
         saves, above all where others use the cores too; or side by side.
@@ -82,26 +82,34 @@ def run_tasks(
         The first that a task raises; tasks that have not begun are dropped.
     """
     threads = torch.get_num_threads()
+    failed = threading.Event()
 
-    def in_turn(some: Sequence[Callable[[], T]]) -> list[T]:
+    def in_turn(some: Iterable[Callable[[], T]]) -> list[T]:
         results: list[T] = []
         for task in some:
-            if stopped is not None and stopped.is_set():
+            if failed.is_set() or (stopped is not None and stopped.is_set()):
                 break
-            results.append(task())
+            try:
+                results.append(task())
+            except BaseException:
+                failed.set()
+                raise
         return results
 
-    if where == "here" or threads == 1 or not tasks:
+    if where == "here" or threads == 1:
         return in_turn(tasks)
     pool = _POOL.get(threads)
-    parts = [tasks] if where == "worker" else [[task] for task in tasks]
-    futures = [pool.submit(in_turn, part) for part in parts]
+    futures: list[Future[list[T]]] = []
     try:
+        for part in [tasks] if where == "worker" else ([task] for task in tasks):
+            futures.append(pool.submit(in_turn, list(part)))
+            if failed.is_set():
+                break
         wait(futures, return_when=FIRST_EXCEPTION)
     finally:
         for future in futures:
             future.cancel()
-    wait(futures)
+        wait(futures)
     for future in futures:
         error = None if future.cancelled() else future.exception()
         if error is not None:

@@ -21,12 +21,13 @@ from uws_store.basis import Basis, Decode, Decoder, read_files, shared_decoder, 
 from uws_store.dtypes import DTYPES, DType
 from uws_store.errors import FidelityError, FormatError
 from uws_store.metadata.model import LEAF_BYTES, ModelDocument
+from uws_store.model.fetching import Fetch
 from uws_store.model.record import read_document
 from uws_store.model.slices import Slices
 from uws_store.model.sources import Source, residual_starts, sources_of
 from uws_store.residual import apply_residual, residual_classes, residual_dtype, residual_order
 from uws_store.storage import Storage
-from uws_store.store import ArrayReader, of_each
+from uws_store.store import ArrayReader
 from uws_store.tensor_bytes import from_rotated, tensor_from_bytes
 
 __all__ = ["Model", "Tier"]
@@ -234,11 +235,21 @@ class Model:
         found = read_files(self._readers.get("files"), document.files, names=own, where=self.where)
         return dict(sorted((found | self.basis.side_files(document.shared_files)).items()))
 
-    def read_all(self, tier: Tier = "compact") -> None:
-        """Fetch what is needed for every tensor of a tier with one request per object."""
-        self._whole = True
-        wanted = ("core", "private", "residual") if tier == "exact" else ("core", "private")
-        of_each([r for name, r in self._readers.items() if name.startswith(wanted)], ArrayReader.hold)
+    def fetch(self, tier: Tier, *, stopped: threading.Event | None = None) -> Fetch:
+        """Fetch what is needed for every tensor of a tier, whole, while tensors are made; see :class:`Fetch`."""
+        self._whole = tier != "mean"
+        wanted = {"exact": ("core", "private", "residual"), "compact": ("core", "private"), "mean": ()}[tier]
+        return Fetch(
+            {name: reader for name, reader in self._readers.items() if name.startswith(wanted)},
+            basis=self.basis,
+            residual_starts=self._residual_starts if tier == "exact" else {},
+            stopped=stopped,
+        )
+
+    def read_all(self) -> None:
+        """Fetch what is needed for every compact tensor."""
+        with self.fetch("compact") as fetch:
+            fetch.finish()
 
     def forget(self) -> None:
         """Drop what was fetched or made ahead; it is read again when needed."""

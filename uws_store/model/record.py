@@ -12,7 +12,7 @@ from uws_store.basis import Basis
 from uws_store.errors import FormatError
 from uws_store.metadata.group import from_group_bytes, max_group_bytes
 from uws_store.metadata.model import ModelDocument
-from uws_store.storage import Storage
+from uws_store.storage import Storage, dropped_if_damaged
 
 __all__ = ["coded_names", "exact_bytes", "read_document"]
 
@@ -27,17 +27,18 @@ def read_document(storage: Storage, prefix: str, *, digest: str) -> ModelDocumen
     """
     path = f"{prefix}/{layout.GROUP_PATH}"
     where = f"{storage.url}/{path}"
-    data = storage.read_at_most(path, max_group_bytes(ModelDocument))
-    if data is None:
-        raise FormatError(
-            f"{where}: the model is missing though the log names it", kind="format/missing-object"
-        )
-    found = hashlib.sha256(data).hexdigest()
-    if found != digest:
-        raise FormatError(
-            f"{where}: SHA-256 is {found}, the log says {digest}; the document is damaged",
-            kind="format/digest",
-        )
+    with dropped_if_damaged(storage, path):
+        data = storage.read_at_most(path, max_group_bytes(ModelDocument))
+        if data is None:
+            raise FormatError(
+                f"{where}: the model is missing though the log names it", kind="format/missing-object"
+            )
+        found = hashlib.sha256(data).hexdigest()
+        if found != digest:
+            raise FormatError(
+                f"{where}: SHA-256 is {found}, the log says {digest}; the document is damaged",
+                kind="format/digest",
+            )
     return from_group_bytes(ModelDocument, data, where=where)
 
 

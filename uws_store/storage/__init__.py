@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uws_store.storage.cached import CachedFile, CachedStorage, CacheFolder
+from uws_store.storage.cached import CachedFile, CachedStorage, CacheFolder, dropped_if_damaged
 from uws_store.storage.leftovers import find_leftovers, remove_leftovers
 from uws_store.storage.listing import Listed, list_entries
 from uws_store.storage.local import LocalStorage
@@ -21,6 +21,7 @@ __all__ = [
     "Storage",
     "StorageUrl",
     "check_path",
+    "dropped_if_damaged",
     "find_leftovers",
     "list_entries",
     "open_storage",

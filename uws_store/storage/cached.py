@@ -15,18 +15,18 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uws_store.errors import StorageError
+from uws_store.errors import FormatError, StorageError
 from uws_store.storage.protocol import TEMPORARY_PREFIX, check_path, resolve_range, too_large
 
 if TYPE_CHECKING:
     from uws_store.storage.protocol import Storage
 
-__all__ = ["CacheFolder", "CachedFile", "CachedStorage"]
+__all__ = ["CacheFolder", "CachedFile", "CachedStorage", "dropped_if_damaged"]
 
 # What a digest names: all below it follows from the group document that has the digest.
 _NAMED = re.compile(
@@ -96,18 +96,26 @@ class CacheFolder:
         """Whether something is kept under a name; it may be damaged."""
         return (self.root / name).is_file()
 
-    def put(self, name: str, data: bytes) -> None:
-        """Keep bytes under a name, if the disk lets us."""
+    def remove(self, name: str) -> None:
+        """Keep nothing under a name any longer, if the disk lets us."""
+        with contextlib.suppress(OSError):
+            (self.root / name).unlink()
+
+    def put(self, name: str, *parts: bytes) -> None:
+        """Keep bytes, which may come in parts, under a name, if the disk lets us."""
         path = self.root / name
-        size_bytes = len(data) + _DIGEST_BYTES
+        size_bytes = sum(map(len, parts)) + _DIGEST_BYTES
         if size_bytes > self.limit_bytes:
             return
         temporary = path.with_name(f"{TEMPORARY_PREFIX}-{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb") as file:
-                file.write(data)
-                file.write(hashlib.sha256(data).digest())
+                digest = hashlib.sha256()
+                for part in parts:
+                    file.write(part)
+                    digest.update(part)
+                file.write(digest.digest())
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -211,6 +219,23 @@ class CachedStorage:
             self.folder.put(name or self._other(path), data)
         return data
 
+    def kept(self, path: str) -> bytes | None:
+        """Give what is kept of an object that a digest names, without asking for it."""
+        name = self._named(path)
+        return None if name is None else self.folder.get(name)
+
+    def keep(self, path: str, parts: Sequence[bytes]) -> None:
+        """Keep an object that a digest names and that was read in parts."""
+        name = self._named(path)
+        if name is not None:
+            self.folder.put(name, *parts)
+
+    def drop(self, path: str) -> None:
+        """Remove what is kept of an object that a digest names: the next read asks for it again."""
+        name = self._named(path)
+        if name is not None:
+            self.folder.remove(name)
+
     def size(self, path: str) -> int | None:
         """See :meth:`Storage.size`."""
         if not self.offline:
@@ -271,3 +296,14 @@ class CachedStorage:
             "--offline (local_files_only)",
             kind="storage/offline",
         )
+
+
+@contextlib.contextmanager
+def dropped_if_damaged(storage: Storage, path: str) -> Iterator[None]:
+    """Keep no object that is found damaged: what a server or a network spoiled once is asked for again."""
+    try:
+        yield
+    except FormatError:
+        if isinstance(storage, CachedStorage):
+            storage.drop(path)
+        raise

@@ -32,6 +32,12 @@ def azure_options(endpoint: str, *, key: str = KEY) -> dict[str, Any]:
     return {"connection_string": "".join(f"{name}={value};" for name, value in parts.items())}
 
 
+def azurite_folder(config: pytest.Config, factory: pytest.TempPathFactory) -> Path:
+    """Where npm puts the emulator: pytest's cache, where there is one, since it takes half a minute."""
+    kept = getattr(config, "cache", None)
+    return factory.mktemp("azurite") if kept is None else Path(kept.mkdir(f"azurite-{VERSION}"))
+
+
 @contextlib.contextmanager
 def azurite(folder: Path) -> Iterator[str]:
     """Run the emulator, with the tests' container made; gives its address.

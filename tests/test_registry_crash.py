@@ -1,4 +1,4 @@
-"""Writers that die at every single write, on a disk, on S3 and on a Hub: what was there stays, nothing half is seen.
+"""Writers that die at every single write, on a disk and on the clouds: what was there stays, nothing half is seen.
 
 A writer that is gone after its k-th write left what one left that is gone before the next, so dying before each write
 is dying anywhere between two. What is staged for a Hub lies on the writer's own disk, and is no write there.
@@ -11,8 +11,10 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from azure_support import CONTAINER, azure_options, azurite, azurite_folder
 from hub_support import TOKEN, hub_server
 from remote_support import moto_server, open_s3
 from safetensors.torch import load_file, save_file
@@ -25,7 +27,12 @@ from uws_store.registry import Registry, RegistryState
 from uws_store.storage import Storage, open_storage
 from uws_store.storage.hugging import HubStorage
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # within huggingface_hub
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # within huggingface_hub
+    pytest.mark.filterwarnings(
+        "ignore:Sending a large body directly:ResourceWarning"
+    ),  # within gcsfs and adlfs
+]
 
 OpenPlace = Callable[[], Storage]
 
@@ -91,22 +98,69 @@ def hub() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["disk", "s3", "hub"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> OpenPlace:
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[tuple[str, dict[str, Any]]]:
+    pytest.importorskip("gcsfs", reason="gs:// needs gcsfs")
+    from gcs_support import BUCKET, gcs_options, gcs_server, private_key  # noqa: PLC0415 - needs what signs tokens
+
+    with gcs_server() as (_, address):
+        yield BUCKET, gcs_options(address, private_key())
+
+
+@pytest.fixture(scope="module")
+def azure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pytest.importorskip("adlfs", reason="az:// needs adlfs")
+    with azurite(azurite_folder(request.config, tmp_path_factory)) as address:
+        yield address
+
+
+def opening(kind: str, request: pytest.FixtureRequest, folder: Path) -> OpenPlace:
     """Give what opens an empty place, anew each time: a process that is gone leaves no open storage."""
     name = uuid.uuid4().hex[:12]
-    if request.param == "disk":
-        return lambda: open_storage(str(tmp_path / "registry"), create=True)
-    if request.param == "s3":
+    if kind == "disk":
+        return lambda: open_storage(str(folder / "registry"), create=True)
+    if kind == "s3":
         endpoint = request.getfixturevalue("s3")
         return lambda: open_s3(endpoint, name)
+    if kind == "gcs":
+        bucket, options = request.getfixturevalue("gcs")
+        return lambda: open_storage(f"gs://{bucket}/{name}", storage_options=options)
+    if kind == "azure":
+        options = azure_options(request.getfixturevalue("azure"))
+        return lambda: open_storage(f"az://{CONTAINER}/{name}", storage_options=options)
     options = {"endpoint": request.getfixturevalue("hub"), "token": TOKEN}
     return lambda: open_storage(f"hf://team/{name}", create=True, storage_options=options)
+
+
+@pytest.fixture(params=["disk", "s3", "hub"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> OpenPlace:
+    return opening(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=["disk", "s3", "gcs", "azure", "hub"])
+def any_place(request: pytest.FixtureRequest, tmp_path: Path) -> OpenPlace:
+    return opening(request.param, request, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_zoo(tmp_path_factory.mktemp("zoo"), models=2, shapes={"a.weight": (12, 10), "b": (12,)})
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, zoo: Path) -> Registry:
+    """What is pushed: `old`, and whatever :func:`fresh` has made."""
+    registry = Registry.init(str(tmp_path_factory.mktemp("source") / "registry"))
+    build(zoo, family="old", registry=registry, executor="serial")
+    return registry
+
+
+def fresh(source: Registry, zoo: Path, k: int) -> str:
+    """Give the k-th family to push, made when it is asked for first."""
+    family = f"new-{k}"
+    if family not in source.state().families:
+        build(zoo, family=family, registry=source, executor="serial")
+    return family
 
 
 def whole(registry: Registry, family: str, *, only: Collection[str] | None = None) -> dict[str, Weights]:
@@ -182,16 +236,26 @@ def test_an_addition_that_dies_anywhere_leaves_what_was_and_the_next_goes_on(
 
 
 def test_a_push_that_dies_anywhere_leaves_what_was_and_the_next_goes_on(
-    place: OpenPlace, zoo: Path, tmp_path: Path
+    place: OpenPlace, zoo: Path, source: Registry
 ) -> None:
-    source = Registry.init(str(tmp_path / "source"))
-    build(zoo, family="old", registry=source, executor="serial")
     push("old", Registry.over(place(), create=True), registry=source)
 
     def step(target: Registry, k: int) -> None:
-        if f"new-{k}" not in source.state().families:
-            build(zoo, family=f"new-{k}", registry=source, executor="serial")
-        push(f"new-{k}", target, registry=source)
+        push(fresh(source, zoo, k), target, registry=source)
 
     assert die_everywhere(place, step) >= 1  # the Hub takes all of a publication in one
     assert Registry.over(place()).audit() == ()
+
+
+def test_a_push_in_packs_that_dies_anywhere_leaves_what_was_and_the_next_goes_on(
+    any_place: OpenPlace, zoo: Path, source: Registry
+) -> None:
+    push("old", Registry.over(any_place(), create=True), registry=source, pack=True)
+
+    def step(target: Registry, k: int) -> None:
+        push(fresh(source, zoo, k), target, registry=source, pack=True)
+
+    assert die_everywhere(any_place, step) >= 1
+    target = Registry.over(any_place())
+    assert target.audit() == ()
+    assert all(entry.pack is not None for entry in target.state().models())

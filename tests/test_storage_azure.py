@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from azure_support import CONTAINER, KEY, VERSION, azure_options, azurite
+from azure_support import CONTAINER, KEY, azure_options, azurite, azurite_folder
 from cli_support import run, run_well
 from cloud_support import CloudTests
 from remote_support import proxy
@@ -27,9 +27,7 @@ WRONG_KEY = "d3Jvbmcta2V5LW5ldmVyLWJlLXNlZW4="
 
 @pytest.fixture(scope="module")
 def endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    kept = getattr(request.config, "cache", None)  # npm takes half a minute
-    folder = tmp_path_factory.mktemp("azurite") if kept is None else kept.mkdir(f"azurite-{VERSION}")
-    with azurite(folder) as address:
+    with azurite(azurite_folder(request.config, tmp_path_factory)) as address:
         yield address
 
 

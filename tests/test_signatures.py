@@ -14,7 +14,7 @@ from uws_store.errors import FormatError, InvalidInputError, NotFoundError
 from uws_store.layout import commit_path, signature_path
 from uws_store.metadata.signature import Statement
 from uws_store.registry import Registry
-from uws_store.storage import MemoryStorage
+from uws_store.storage import LocalStorage, MemoryStorage
 
 ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519", reason="signs")
 from cryptography.hazmat.primitives import serialization  # noqa: E402 - only where it is installed
@@ -169,3 +169,22 @@ def test_the_commands_sign_and_verify(made: tuple[Path, MemoryStorage], key: Pat
     (registry / "_log" / "head").unlink()
     ran = run("verify", "mlp", "--signature", public, "--registry", registry)
     assert (ran.code, ran.error_kind) == (1, "format/rollback")
+
+
+def test_verifying_with_a_signature_opens_the_registry_once(
+    made: tuple[Path, MemoryStorage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, key = tmp_path / "registry", key_file(tmp_path / "jo.pem", 1)
+    api.build(made[0], family="mlp", registry=str(place))
+    api.sign("mlp", key=key, registry=str(place))
+    read: list[str] = []
+    plain = LocalStorage.read_at_most
+
+    def counted(storage: LocalStorage, path: str, limit_bytes: int) -> bytes | None:
+        read.append(path)
+        return plain(storage, path, limit_bytes)
+
+    monkeypatch.setattr(LocalStorage, "read_at_most", counted)
+    run_well("verify", "mlp", "--signature", key.with_suffix(".pub"), "--registry", place)
+    assert read.count("uws.json") == 1
+    assert read.count("_log/head") <= 2

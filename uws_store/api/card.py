@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from uws_store.api.inspect import FamilySummary, ModelSummary, show
 from uws_store.api.opening import open_registry
+from uws_store.errors import FormatError
 from uws_store.fidelity import FamilyScore, summarise
 from uws_store.registry import Registry
 
@@ -52,6 +53,8 @@ def card(family: str, *, registry: str | Registry | None = None, repository: str
         When a record is damaged.
     """
     summary, models = show(family, registry=open_registry(registry))
+    for problem in summary.problems[:1]:
+        raise FormatError(problem.message, kind=problem.kind, problems=summary.problems)
     scores = summarise((model.task, score) for model in models for score in model.scores)
     return "".join(f"{line}\n" for line in _lines(summary, models, scores, repository or "URL"))
 

@@ -15,7 +15,7 @@ from uws_store.api.opening import open_registry
 from uws_store.api.recording import VerificationSummary, summarise_verification
 from uws_store.api.where import parse_condition, select
 from uws_store.basis import Basis
-from uws_store.errors import NotFoundError
+from uws_store.errors import NotFoundError, Problem, UwsError
 from uws_store.fidelity import ModelScore
 from uws_store.metadata.model import ModelDocument
 from uws_store.model import coded_names, exact_bytes, read_document
@@ -44,6 +44,8 @@ class FamilySummary:
         How well the newest basis serves newer models; told by :func:`show` alone.
     verification : VerificationSummary or None
         The newest record of a verification; told by :func:`show` alone.
+    problems : tuple of Problem
+        Records that are missing or damaged, of models and of that verification; told by :func:`show` alone.
     """
 
     name: str
@@ -54,6 +56,7 @@ class FamilySummary:
     models_bytes: int
     growth: Growth | None = None
     verification: VerificationSummary | None = None
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,25 +219,44 @@ def show(
     Returns
     -------
     FamilySummary, tuple of ModelSummary
-        Costs one request per model.
+        Costs one request per model. Of a family, models whose records are missing or damaged are left out and named
+        in the summary's problems.
+
+    Raises
+    ------
+    NotFoundError
+        No such registry, family, task or version.
+    FormatError
+        The record of the one task that was asked for is missing or damaged.
     """
     opened = open_family(family, registry=registry)
     state = opened.registry.state(refresh=False).family(family)
-    entries = [opened.resolve(task)] if task is not None else state.newest()
-    models = [_describe(opened, entry, state.tasks[entry.task]) for entry in entries]
     summary = _summary(state)
-    if task is None:
-        newest = [entry for entry in entries if entry.basis_revision == summary.basis_revision][:1]
-        current = [
-            revision
-            for entry in newest
-            for revision in revisions_in_use(state, entry.basis_revision, opened.basis(entry.basis_digest))
-        ]
-        rates = [model.bits_per_parameter for model in models]
-        growth = growth_of(state, list(zip(entries, rates, strict=True)), current=current)
+    if task is not None:
+        entry = opened.resolve(task)
+        return summary, (_describe(opened, entry, state.tasks[entry.task]),)
+    models: list[tuple[ModelEntry, ModelSummary]] = []
+    problems: list[Problem] = []
+    for entry in state.newest():
+        try:
+            models.append((entry, _describe(opened, entry, state.tasks[entry.task])))
+        except UwsError as error:
+            problems.append(Problem(f"{entry.task}@{entry.version}", error.kind, error.message))
+    newest = [entry for entry, _ in models if entry.basis_revision == summary.basis_revision][:1]
+    current = [
+        revision
+        for entry in newest
+        for revision in revisions_in_use(state, entry.basis_revision, opened.basis(entry.basis_digest))
+    ]
+    growth = growth_of(state, [(entry, model.bits_per_parameter) for entry, model in models], current=current)
+    verification: VerificationSummary | None = None
+    try:
         verification = summarise_verification(opened.registry, state)
-        summary = replace(summary, growth=growth, verification=verification)
-    return summary, tuple(models)
+    except UwsError as error:
+        path = layout.verification_path(family, state.verifications[-1].digest)
+        problems.append(Problem(path, error.kind, error.message))
+    summary = replace(summary, growth=growth, verification=verification, problems=tuple(problems))
+    return summary, tuple(model for _, model in models)
 
 
 def _describe(family: Family, entry: ModelEntry, task: TaskState) -> ModelSummary:

@@ -13,7 +13,7 @@ from uws_store.cli.command import split_model
 from uws_store.cli.evaluation import model_score_facts, shown_scores
 from uws_store.cli.growth import growth_facts
 from uws_store.cli.hints import next_command
-from uws_store.cli.output import Output, as_plain, columns, counted, facts, number, ratio, size
+from uws_store.cli.output import Output, as_plain, columns, counted, facts, number, problem_lines, ratio, size
 from uws_store.registry import ModelEntry
 
 __all__ = ["run_list", "run_show"]
@@ -49,8 +49,8 @@ def run_list(pattern: str | None, *, where: Sequence[str] = (), output: Output, 
         output.notice(f"no families yet in {opened.url}; make one with: {build}")
 
 
-def run_show(names: Sequence[str], *, output: Output, registry: str | None) -> None:
-    """Describe families and models."""
+def run_show(names: Sequence[str], *, output: Output, registry: str | None) -> bool:
+    """Describe families and models; tell whether every record could be read."""
     opened = open_registry(registry)
     shown = [(task, *api_show(family, task, registry=opened)) for family, task in map(split_model, names)]
     if output.as_json:
@@ -74,6 +74,7 @@ def run_show(names: Sequence[str], *, output: Output, registry: str | None) -> N
                 output.show(
                     f"{models[0].family}/{models[0].task}@{models[0].version}", facts(_model_facts(models[0]))
                 )
+    return not any(family.problems for _, family, _ in shown)
 
 
 def _families(families: Sequence[FamilySummary]) -> RenderableType:
@@ -164,6 +165,9 @@ def _family_parts(
             )
             for model in models
         ),
+    )
+    yield from problem_lines(
+        [("", problem) for problem in family.problems], what=", and these are not shown above"
     )
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TextIO
@@ -24,7 +24,7 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from uws_store.errors import StorageError
+from uws_store.errors import Problem, StorageError
 
 __all__ = [
     "Output",
@@ -37,6 +37,7 @@ __all__ = [
     "facts",
     "number",
     "printable",
+    "problem_lines",
     "ratio",
     "size",
 ]
@@ -261,3 +262,18 @@ def facts(rows: Iterable[tuple[str, str, str]]) -> Table:
         remarked = (f"{'  ' if value else ''}{printable(remark)}", "dim")
         table.add_row(Text(f"  {what}"), Text.assemble(printable(value), remarked))
     return table
+
+
+def problem_lines(problems: Sequence[tuple[str, Problem]], *, what: str = "") -> Iterator[RenderableType]:
+    """Write what is wrong, each with whose it is and its kind; nothing where nothing is.
+
+    Parameters
+    ----------
+    problems : sequence of (str, Problem)
+        Whose each is, as it is written before it.
+    what : str
+        Written behind how many there are.
+    """
+    if problems:
+        yield Text.assemble((counted(len(problems), "problem"), "bold red"), printable(what), ":")
+        yield "\n".join(f"  {whose}{problem} [{problem.kind}]" for whose, problem in problems)

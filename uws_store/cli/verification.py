@@ -11,15 +11,17 @@ from rich.text import Text
 
 from uws_store.api import VerifyResult, open_registry
 from uws_store.api import verify as api_verify
+from uws_store.api.cache import at_source
 from uws_store.cli.evaluation import score_text, user_code
-from uws_store.cli.output import Output, as_plain, columns, counted, number, printable
+from uws_store.cli.output import Output, as_plain, columns, counted, number, printable, problem_lines
 from uws_store.cli.progress import progress
 
 if TYPE_CHECKING:
     from uws_store.api import ModelVerdict
     from uws_store.fidelity import FamilySide
+    from uws_store.registry import Registry
 
-__all__ = ["run_verify"]
+__all__ = ["open_source", "run_verify"]
 
 _SIDES = {
     "original": "original",
@@ -30,6 +32,11 @@ _SIDES = {
 }
 
 
+def open_source(registry: str | None) -> Registry:
+    """Open a registry around the cache, once for all that is asked of it."""
+    return at_source(open_registry(registry))
+
+
 def run_verify(
     family: str,
     task: str | None,
@@ -37,11 +44,10 @@ def run_verify(
     against: str | None,
     evaluate: str | None,
     output: Output,
-    registry: str | None,
+    opened: Registry,
     **options: Any,  # noqa: ANN401 - those of the API, by their names
 ) -> bool:
     """Verify a family or a task; tell whether all is well."""
-    opened = open_registry(registry)
     with progress(output) as report, user_code(runs=evaluate is not None):
         result = api_verify(
             family,
@@ -77,9 +83,9 @@ def _verify_parts(result: VerifyResult, *, compared: bool, safe: Sequence[str]) 
     if result.evaluation is not None:
         yield from _scores(result)
     problems = [
-        *((problem, "") for problem in result.problems),
+        *(("", problem) for problem in result.problems),
         *(
-            (problem, f"{verdict.task}@{verdict.version}: ")
+            (f"{verdict.task}@{verdict.version}: ", problem)
             for verdict in result.models
             for problem in verdict.report.problems
         ),
@@ -88,8 +94,7 @@ def _verify_parts(result: VerifyResult, *, compared: bool, safe: Sequence[str]) 
     tensors = sum(verdict.report.tensors for verdict in result.models)
     what = f"{counted(objects, 'object')} and {counted(tensors, 'tensor')} of {counted(len(result.models), 'model')}"
     if problems:
-        yield Text.assemble((counted(len(problems), "problem"), "bold red"), f" in {what}:")
-        yield "\n".join(f"  {whose}{problem} [{problem.kind}]" for problem, whose in problems)
+        yield from problem_lines(problems, what=f" in {what}")
     else:
         yield f"checked {what}: all as recorded"
     if result.commits is not None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from uws_store import layout
 from uws_store.basis import Basis
+from uws_store.errors import FormatError, Problem, UwsError
 from uws_store.fidelity import (
     Examined,
     FamilyScore,
@@ -181,6 +182,8 @@ class FamilyView:
         Means over the models.
     verification : VerificationView or None
         The newest record of a verification.
+    problems : tuple of Problem
+        What is missing or damaged, and so left out of all the others: records of models, of bases, of that verification.
     """
 
     name: str
@@ -196,6 +199,7 @@ class FamilyView:
     models: tuple[ModelView, ...]
     scores: tuple[FamilyScore, ...]
     verification: VerificationView | None = None
+    problems: tuple[Problem, ...] = ()
 
     @property
     def bits(self) -> npt.NDArray[np.float64]:
@@ -218,26 +222,51 @@ def gather(registry: Registry, family: str) -> FamilyView:
     NotFoundError
         When there is no such family.
     FormatError
-        When a document or profile is damaged.
+        When the log is damaged. What else is damaged or missing is told in the view's problems.
     """
     whole = registry.state()
     state = whole.family(family)
     entries = state.newest()
     bases: dict[str, Basis] = {}
-    for digest in dict.fromkeys(
-        [*(basis.digest for basis in state.bases.values()), *(entry.basis_digest for entry in entries)]
-    ):
-        bases[digest] = Basis.open(registry.storage, layout.basis_prefix(family, digest), digest=digest)
+    shown: list[BasisView] = []
+    problems: list[Problem] = []
+    for number, basis in sorted(state.bases.items()):
+        prefix = layout.basis_prefix(family, basis.digest)
+        try:
+            opened = Basis.open(registry.storage, prefix, digest=basis.digest)
+            shown.append(_basis_view(number, basis.size_bytes, opened))
+            bases[basis.digest] = opened
+        except UwsError as error:
+            problems.append(Problem(f"basis r{number}", error.kind, error.message))
     models: list[ModelView] = []
     shares = {"core": 0, "private": 0, "residual": 0, "records": 0, "source": 0}
     for entry in entries:
-        document = read_document(registry.storage_of(entry), entry.prefix, digest=entry.digest)
-        own = _bytes_of(entry, document)
+        try:
+            if entry.basis_digest not in bases:
+                raise FormatError(f"its basis r{entry.basis_revision} cannot be read", kind="format/basis")
+            document = read_document(registry.storage_of(entry), entry.prefix, digest=entry.digest)
+            own = _bytes_of(entry, document)
+            models.append(_model_view(entry, document, bases[entry.basis_digest], own))
+        except UwsError as error:
+            problems.append(Problem(f"{entry.task}@{entry.version}", error.kind, error.message))
+            continue
         for role, count in own.items():
             shares[role] += count
-        models.append(_model_view(entry, document, bases[entry.basis_digest], own))
-    newest = state.latest_basis
-    table = bases[newest.digest].document.tensors if newest else ()
+    verification: VerificationView | None = None
+    try:
+        verification = _verification(registry, state, entries)
+    except UwsError as error:
+        path = layout.verification_path(family, state.verifications[-1].digest)
+        problems.append(Problem(path, error.kind, error.message))
+    newest = next(
+        (
+            bases[basis.digest]
+            for _, basis in sorted(state.bases.items(), reverse=True)
+            if basis.digest in bases
+        ),
+        None,
+    )
+    table = newest.document.tensors if newest else ()
     return FamilyView(
         name=family,
         registry=registry.url,
@@ -246,15 +275,13 @@ def gather(registry: Registry, family: str) -> FamilyView:
         commit_sha256=whole.sha256 or "",
         tensors=len(table),
         parameters=sum(tensor.numel for tensor in table if tensor.mode != "tied"),
-        coded_parameters=bases[newest.digest].coded_parameters if newest else 0,
+        coded_parameters=newest.coded_parameters if newest else 0,
         bytes=ByteShares(basis=sum(basis.size_bytes for basis in state.bases.values()), **shares),
-        bases=tuple(
-            _basis_view(number, entry.size_bytes, bases[entry.digest])
-            for number, entry in sorted(state.bases.items())
-        ),
+        bases=tuple(shown),
         models=tuple(models),
         scores=summarise((model.task, score) for model in models for score in model.scores),
-        verification=_verification(registry, state, entries),
+        verification=verification,
+        problems=tuple(problems),
     )
 
 

@@ -102,11 +102,13 @@ def list_(*, pattern: str | None, where: tuple[str, ...], output: Output, regist
 def show(*, names: tuple[str, ...], output: Output, registry: str | None) -> None:
     """Show sizes, errors and versions, from the records alone.
 
-    TASK may be task@3 for a version or task@prod for an alias.
+    TASK may be task@3 for a version or task@prod for an alias. Of a family, models whose records are missing or damaged
+    are named below the others, and the exit code is 1.
     """
     from uws_store.cli.look import run_show
 
-    run_show(names, output=output, registry=registry)
+    if not run_show(names, output=output, registry=registry):
+        click.get_current_context().exit(1)
 
 
 @command(
@@ -121,7 +123,9 @@ def report(*, family: str, path: str, overwrite: bool, output: Output, registry:
 
     It shows bytes, rate and distortion, scores before and after, what the models share beside what chance would give,
     errors by tensor, growth and provenance, from the records alone. It needs the extra: pip install 'uws-store[report]'.
+    Models and bases whose records are missing or damaged are named on it, and the exit code is 1.
     """
     from uws_store.cli.report import run_report
 
-    run_report(family, path, overwrite=overwrite, output=output, registry=registry)
+    if not run_report(family, path, overwrite=overwrite, output=output, registry=registry):
+        click.get_current_context().exit(1)

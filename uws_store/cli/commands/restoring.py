@@ -106,18 +106,19 @@ def verify(
     listed that are safe to delete because the registry gives them back bit-identical. With --eval, the original is
     taken from --against, else from the exact tier. With --record, `show`, `log` and `report` tell what was found.
     """
-    from uws_store.cli.verification import run_verify
+    from uws_store.cli.verification import open_source, run_verify
 
     family, task = _one_model(family, task)
     if zoo_option and against is None:
         raise click.UsageError("--zoo-option is for originals; name them with --against")
+    opened = open_source(registry)
     if signature is not None:
         from uws_store.cli.keeping import run_check_signature
 
-        run_check_signature(family, key=signature, output=output, registry=registry)
+        run_check_signature(family, key=signature, output=output, registry=opened)
     zoo_options = parse_options(zoo_option)
     if not run_verify(
-        family, task, against=against, zoo_options=zoo_options, output=output, registry=registry, **options
+        family, task, against=against, zoo_options=zoo_options, output=output, opened=opened, **options
     ):
         click.get_current_context().exit(1)
 

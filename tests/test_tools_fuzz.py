@@ -18,7 +18,7 @@ sys.path.insert(0, str(FUZZ))
 
 import flips  # noqa: E402 - a tool, found beside its folder
 from mutate import mutate  # noqa: E402
-from targets import DOCUMENTS, ROOT, TARGETS, VECTORS, VERIFIED, files_below  # noqa: E402
+from targets import DOCUMENTS, PACKED, ROOT, TARGETS, VECTORS, VERIFIED, files_below  # noqa: E402
 
 from uws_store import metadata  # noqa: E402
 from uws_store.errors import FormatError  # noqa: E402
@@ -89,6 +89,16 @@ def test_a_bit_flipped_in_any_object_is_refused_or_harmless() -> None:
     assert outcomes.total() == len(files_below(VECTORS))
     assert outcomes["format/digest"] > 10
     assert outcomes["format/crc"] > 0
+
+
+def test_a_bit_flipped_in_a_pack_is_refused_by_some_model_in_it() -> None:
+    outcomes, findings = flips.damaged_reads(
+        (flip for flip in flips.choose(per_object=12, seed=5, registry=PACKED) if "/packs/" in flip.path),
+        registry=PACKED,
+    )
+    assert not findings
+    assert outcomes["harmless"] == 0
+    assert outcomes["format/digest"] > 10
 
 
 def test_wrong_weights_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """A flipped bit anywhere in a stored family: detected, or harmless; never wrong weights.
 
 Every object of the golden vectors is damaged, one bit at a time, in a copy in memory; then every model is loaded at every
-tier, and single tensors by range.
+tier, and single tensors by range, with the files that lay beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from uws_store import open_family
 from uws_store.errors import UwsError
 from uws_store.registry import Registry, read_verification
-from uws_store.registry.state import VerificationEntry
+from uws_store.registry.state import ModelEntry, VerificationEntry
 from uws_store.storage import MemoryStorage
 from uws_store.tensor_bytes import digest_of
 
@@ -114,11 +114,10 @@ def _read(files: dict[str, bytes], *, only: str = "") -> dict[str, str]:
     done: set[str] = set()
     for entry in entries:
         # Of a damaged basis one model will do; of a damaged model it alone.
-        if only and not (f"/{entry.basis_digest}/" in only or f"/{entry.digest}/" in only):
-            continue
-        if only and entry.basis_digest in done:
-            continue
-        done.add(entry.basis_digest)
+        if only and f"/{_holder(entry)}/" not in f"{only}/":
+            if f"/{entry.basis_digest}/" not in only or entry.basis_digest in done:
+                continue
+            done.add(entry.basis_digest)
         for tier in ("compact", "exact") if entry.exact else ("compact",):
             for way in ("whole", "ranges"):
                 key = f"{entry.task}@{entry.version} {tier} {way}"
@@ -134,7 +133,19 @@ def _read(files: dict[str, bytes], *, only: str = "") -> dict[str, str]:
                 else:
                     digests = b"".join(digest_of(tensors[name]) for name in sorted(tensors))
                     found[key] = hashlib.sha256(digests).hexdigest()
+        key = f"{entry.task}@{entry.version} side files"
+        try:
+            files_held = family.load(entry.task, revision=entry.version).side_files()
+        except UwsError as error:
+            found[key] = error.kind
+        else:
+            found[key] = hashlib.sha256(repr(sorted(files_held.items())).encode()).hexdigest()
     return found
+
+
+def _holder(entry: ModelEntry) -> str:
+    """The digest of the folder or the pack that holds a model."""
+    return entry.digest if entry.pack is None else entry.pack.digest
 
 
 def _verification(registry: Registry, family: str, held: VerificationEntry) -> str:

@@ -6,6 +6,7 @@ and small files made here.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tempfile
@@ -27,22 +28,27 @@ from uws_store.loader.construct import CONFIG, read_config
 from uws_store.metadata.basis import BasisDocument, SideRecord, StepRecord
 from uws_store.metadata.document import Document
 from uws_store.metadata.group import from_group_bytes
-from uws_store.metadata.log import Commit, HeadHint, RegistryDocument
+from uws_store.metadata.log import Commit, HeadHint, PackPlace, RegistryDocument
 from uws_store.metadata.model import ModelDocument
 from uws_store.metadata.pending import PendingNote
 from uws_store.metadata.plan import PlanDocument, PlannedTensor
 from uws_store.metadata.signature import SignatureDocument, Statement
 from uws_store.metadata.snapshot import FamilySnapshot
 from uws_store.metadata.verification import VerificationDocument
+from uws_store.model import read_document
 from uws_store.names import check_family_name, check_task_name
+from uws_store.packs import PackedModel
 from uws_store.storage import MemoryStorage, open_storage
 from uws_store.store import ArrayReader, encode_array
 
-__all__ = ["DOCUMENTS", "ROOT", "TARGETS", "VECTORS", "VERIFIED", "Target", "files_below"]
+__all__ = ["DOCUMENTS", "PACKED", "ROOT", "TARGETS", "VECTORS", "VERIFIED", "Target", "files_below"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VECTORS = ROOT / "spec" / "vectors" / "v1" / "registry"
-VERIFIED = ROOT / "spec" / "vectors" / "v1" / "verified" / "registry"
+OTHERS = ROOT / "spec" / "vectors" / "v1"
+VERIFIED = OTHERS / "verified" / "registry"
+PACKED = OTHERS / "packs" / "registry"
+MORE = ("groups", "whole", "files", "adapters")
 
 _PREFIX = "families/f/models/m"
 
@@ -170,6 +176,25 @@ def _shard(data: bytes) -> None:
     reader.read(0, 10)
 
 
+def _pack(documents: int) -> Callable[[bytes], object]:
+    """Read a model out of a pack: its log entry is honest, so what the record says is believed as far as it goes."""
+
+    def run(data: bytes) -> None:
+        document = data[:documents]
+        digest = hashlib.sha256(document).hexdigest()
+        place = PackPlace(digest="0" * 64, offset=0, document=len(document), length=max(1, len(data)))
+        storage, prefix = MemoryStorage("fuzz"), f"families/f/models/{digest}"
+        storage.put(f"families/f/packs/{place.digest}", data)
+        packed = PackedModel(storage, prefix, place)
+        record = read_document(packed, prefix, digest=digest)
+        for name, array in record.arrays.items():
+            ArrayReader(packed, prefix, name=name, record=array).read(0, min(array.length, 1 << 16))
+        for path in packed.list(prefix):
+            packed.read(path)
+
+    return run
+
+
 def _safetensors() -> bytes:
     weights = {"a.weight": torch.arange(12.0).reshape(3, 4), "b": torch.ones(3, dtype=torch.bfloat16)}
     return save_safetensors(weights, metadata={"format": "pt"})
@@ -229,17 +254,31 @@ _PLAN = PlanDocument(
 
 def _targets() -> tuple[Target, ...]:
     files = files_below(VECTORS)
-    logs = files_below(VERIFIED)
-    commits = tuple(data for path, data in (files | logs).items() if path.startswith("_log/0"))
-    snapshots = tuple(data for path, data in logs.items() if "/snapshots/" in path)
-    records = tuple(data for path, data in logs.items() if "/verifications/" in path)
-    bases = tuple(data for path, data in files.items() if "/basis/" in path and path.count("/") == 4)
-    models = tuple(data for path, data in files.items() if "/models/" in path and path.count("/") == 4)
+    every = [
+        (path, data)
+        for folder in (VECTORS, VERIFIED, PACKED, *(OTHERS / name / "registry" for name in MORE))
+        for path, data in files_below(folder).items()
+    ]
+    commits = tuple(data for path, data in every if path.startswith("_log/0"))
+    snapshots = tuple(data for path, data in every if "/snapshots/" in path)
+    records = tuple(data for path, data in every if "/verifications/" in path)
+    bases = tuple(data for path, data in every if "/basis/" in path and path.count("/") == 4)
+    models = tuple(data for path, data in every if "/models/" in path and path.count("/") == 4)
     integers = np.random.default_rng(0).laplace(0, 2, 1000)
     streams = {
         dtype: encode_integers(np.round(np.abs(integers)).astype(dtype), page=256)
         for dtype in (np.int16, np.int32, np.uint64)
     }
+    place = next(
+        action["pack"]
+        for commit in (PACKED / "_log").glob("0*1.json")
+        for action in json.loads(commit.read_bytes())["actions"]
+        if action.get("task") == "exact"
+    )
+    start = place["offset"]
+    pack = (PACKED / "families" / "vectors" / "packs" / place["digest"]).read_bytes()[
+        start : start + place["length"]
+    ]
     index = {
         "metadata": {},
         "weight_map": dict.fromkeys(("a.weight", "b"), "model-00001-of-00001.safetensors"),
@@ -269,6 +308,7 @@ def _targets() -> tuple[Target, ...]:
         _document(PendingNote, (_NOTE,)),
         _document(PlanDocument, (_PLAN,)),
         Target("shard", _shard, shards),
+        Target("packed model", _pack(place["document"]), (pack,)),
         *(
             Target(f"pcodec stream of {dtype.__name__}", _stream(dtype), (stream,))
             for dtype, stream in streams.items()

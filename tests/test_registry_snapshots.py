@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 
@@ -155,6 +156,25 @@ class TestDamage:
         ]:
             storage.put(HEAD_PATH, HeadHint(number=hint.number, tail=tail).to_bytes())
             assert Registry.over(storage).state() == right
+
+    def test_a_commit_that_a_hint_carries_says_its_own_number(self, storage: MemoryStorage) -> None:
+        hint = HeadHint.parse(storage.read(HEAD_PATH), where="x")
+        assert hint.tail is not None
+        assert len(hint.tail) > 3
+        texts = [json.loads(text) for text in hint.tail]
+        texts[-2]["number"] += 40
+        tail = [
+            *hint.tail[:-2],
+            *(json.dumps(text, sort_keys=True, separators=(",", ":")) for text in texts[-2:]),
+        ]
+        sha256 = hashlib.sha256(tail[-2].encode()).hexdigest()
+        tail[-1] = tail[-1].replace(texts[-1]["parent"], sha256)
+        for number, text in zip((hint.number - 1, hint.number), tail[-2:], strict=True):
+            storage.put(commit_path(number), text.encode())
+        storage.put(HEAD_PATH, HeadHint(number=hint.number, tail=tuple(tail)).to_bytes())
+        with pytest.raises(FormatError) as caught:
+            Registry.over(storage).state()
+        assert caught.value.kind == "format/log-number"
 
     @pytest.mark.parametrize("number", [1, 7, 8, 20, 33, 1000])
     def test_a_stale_or_wrong_hint_costs_requests_and_changes_nothing(

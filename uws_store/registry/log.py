@@ -157,6 +157,8 @@ def _carried(hint: HeadHint, newest: LogRecord) -> list[LogRecord] | None:
             return None
         # Its digest stands in the chain: it is what was published, and is read like any other.
         commit = newest.commit if not records else Commit.parse(data, where="the head")
+        if commit.number != number:  # whoever reads it from the log says so
+            return None
         records.append(LogRecord(commit, data, sha256))
         number, expected = number - 1, commit.parent or ""
     first = records[-1].commit

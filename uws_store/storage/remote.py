@@ -1,8 +1,8 @@
 """Objects behind a network, through an fsspec file system. Must not know what is stored.
 
 Owns what all such storages have in common: exact ranges out of what a server sends, errors without credentials,
-one request per call wherever the server allows it. What is particular to a backend stands in ``clouds.py`` and
-``web.py``.
+one request per call wherever the server allows it. What is particular to a backend stands in ``clouds.py``, ``web.py``
+and ``hugging.py``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,9 @@ START_S = 120
 @contextlib.contextmanager
 def served(app: Starlette) -> Iterator[str]:
     """Run an application; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    # A client that waits its turn longer than the usual five seconds must not find its connection closed as it asks.
+    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_keep_alive=600)
+    server = uvicorn.Server(config)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         # From here on whoever connects waits in the queue, however late the server's thread comes to its turn.

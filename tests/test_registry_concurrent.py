@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.server
 import itertools
-import os
 import threading
 import uuid
 from collections import Counter
@@ -35,18 +34,7 @@ def moto() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(
-    params=[
-        "disk",
-        "s3",
-        pytest.param(
-            "hub",
-            marks=pytest.mark.skipif(
-                (os.cpu_count() or 1) < 4, reason="sixteen processes against a stand-in need four cores"
-            ),
-        ),
-    ]
-)
+@pytest.fixture(params=["disk", "s3", "hub"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
     if request.param == "disk":
         yield Registry.init(str(tmp_path / "registry"))

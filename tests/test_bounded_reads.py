@@ -130,7 +130,7 @@ def _newest(folder: Path, pattern: str) -> Path:
 
 
 PARTS: list[tuple[str, Callable[[str], object]]] = [
-    ("uws.json", _resolve),
+    ("uws.json", lambda url: Registry.open(url).document),
     ("_log/0*.json", _resolve),
     ("families/beta/verifications/*.json", _verifications),
 ]

@@ -100,9 +100,9 @@ def _write_newer_model(registry: Path) -> None:
 
 
 def _write_newer_registry(registry: Path) -> None:
-    path = registry / "uws.json"
-    path.chmod(0o644)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"uws": 99}))
+    for path in (max((registry / "_log").glob("0*.json")), registry / "uws.json"):
+        path.chmod(0o644)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"uws": 99}))
 
 
 @pytest.mark.parametrize("meta", [False, True])

@@ -375,7 +375,7 @@ def test_snapshots_of_old_checkpoints_are_removed(
     assert len(left) == 2
     counting = CountingStorage(registry.storage)
     assert Registry.over(counting).resolve("f", "t").version == 14
-    assert len(counting.requests) == 5
+    assert len(counting.requests) == 4
 
 
 def test_the_command_tells_what_it_did(tmp_path: Path) -> None:

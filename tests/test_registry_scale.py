@@ -1,13 +1,14 @@
-"""Opening a registry of 100,000 models in 200 families: what resolving one costs, the registry's own document included."""
+"""Opening a registry of 100,000 models in 200 families: what resolving one costs, opening included."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import partial
 
+import pytest
 from storage_support import CountingStorage, found_family
 
-from uws_store.metadata.log import ModelAction
+from uws_store.metadata.log import ModelAction, PackPlace
 from uws_store.registry import Registry, RegistryState
 from uws_store.storage import MemoryStorage
 
@@ -27,7 +28,8 @@ class Measured(CountingStorage):
         return data
 
 
-def _models(family: str, _: RegistryState) -> list[ModelAction]:
+def _models(family: str, _: RegistryState, *, packed: bool) -> list[ModelAction]:
+    pack = hashlib.sha256(f"pack of {family}".encode()).hexdigest()
     return [
         ModelAction(
             family=family,
@@ -37,22 +39,25 @@ def _models(family: str, _: RegistryState) -> list[ModelAction]:
             digest=hashlib.sha256(f"{family} {number}".encode()).hexdigest(),
             size_bytes=1000,
             exact=False,
+            pack=PackPlace(digest=pack, offset=1000 * number, document=700, length=1000) if packed else None,
         )
         for number in range(MODELS_EACH)
     ]
 
 
-def test_a_cold_resolve_takes_five_requests_with_uws_json_and_below_a_megabyte() -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["folders", "packs"])
+def test_a_cold_resolve_takes_four_requests_and_below_a_megabyte(*, packed: bool) -> None:
     storage = MemoryStorage("scale")
     registry = Registry.over(storage, create=True)
     for number in range(FAMILIES):
         family = f"family-{number:03d}"
         registry.publish(found_family(family))
-        registry.publish(partial(_models, family))
+        registry.publish(partial(_models, family, packed=packed))
     measured = Measured(storage)
     found = Registry.over(measured).resolve("family-077", "task-00123")
     assert found.task == "task-00123"
-    # uws.json, the hint, the newest commit, one look beyond it, and the family's snapshot: see rule R-LOG-1.
-    assert len(measured.requests) <= 5
-    assert measured.requests[0].path == "uws.json"
+    assert (found.pack is not None) == packed
+    # The hint, the newest commit, one look beyond it, and the family's snapshot; no uws.json: see rule R-LOG-1.
+    paths = [request.path for request in measured.requests]
+    assert [path.rpartition("/")[0] for path in paths] == ["_log", "_log", "_log", "_log/snapshots"]
     assert measured.size_bytes < MOST_BYTES

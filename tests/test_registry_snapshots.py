@@ -11,7 +11,7 @@ from storage_support import DIGEST, CountingStorage, FaultyStorage, fail_before,
 
 from uws_store.errors import FormatError, StorageError
 from uws_store.layout import HEAD_PATH, commit_path, snapshot_path
-from uws_store.metadata.log import AliasAction, Commit, DeleteAction, HeadHint
+from uws_store.metadata.log import AliasAction, Commit, DeleteAction, HeadHint, ModelAction
 from uws_store.registry import Registry, RegistryState, committing
 from uws_store.registry.reading import replay
 from uws_store.registry.slots import Families
@@ -84,17 +84,44 @@ def test_commits_name_the_checkpoint_before_them(storage: MemoryStorage) -> None
         newest = number if commit.index is not None else newest
 
 
-def test_resolving_costs_four_requests_beyond_the_registrys_own_document(storage: MemoryStorage) -> None:
+def test_resolving_costs_four_requests_with_opening(storage: MemoryStorage) -> None:
     counting = CountingStorage(storage)
     registry = Registry.over(counting)
-    assert len(counting.requests) == 1
+    assert len(counting.requests) == 2
     registry.resolve("f3", "seven")
-    assert len(counting.requests) <= 1 + 4
+    assert len(counting.requests) <= 4
     assert {request.method for request in counting.requests} == {"read"}
     assert [request.path for request in counting.requests if "snapshots" in request.path] != []
     counting.requests.clear()
     registry.resolve("f3", "task-3")  # the family is read, and one look tells that the log has not grown
     assert len(counting.requests) == 1
+
+
+def test_a_commit_too_long_for_the_head_costs_readers_no_request_for_those_before_it() -> None:
+    storage = MemoryStorage()
+    registry = fill(storage, commits=EVERY - 1)
+    tasks = [f"task-{number:05d}" for number in range(1000)]
+    registry.publish(next_models(*tasks, family="f3"))
+    counting = CountingStorage(storage)
+    assert Registry.over(counting).resolve("f3", "task-00999").version == 1
+    assert len(counting.requests) == 4
+    assert Registry.over(storage).state() == whole_log(storage)
+
+
+def test_a_registry_of_one_commit_takes_three_requests_however_long_it_is() -> None:
+    storage = MemoryStorage()
+    registry = Registry.over(storage, create=True)
+    tasks = [f"task-{number:05d}" for number in range(1000)]
+    registry.publish(lambda state: [*found_family()(state), *(_first(task) for task in tasks)])
+    counting = CountingStorage(storage)
+    assert Registry.over(counting).resolve("digits", "task-00999").version == 1
+    assert len(counting.requests) == 3
+
+
+def _first(task: str) -> ModelAction:
+    return ModelAction(
+        family="digits", task=task, version=1, basis_revision=1, digest=DIGEST, size_bytes=1, exact=False
+    )
 
 
 def test_a_family_that_is_not_asked_for_is_not_read(storage: MemoryStorage) -> None:

@@ -16,7 +16,7 @@ from independent_log import read_commit, read_from_checkpoint, read_snapshot
 from spec_support import VECTORS
 from test_spec_schemas import documents_of, is_valid
 
-from uws_store.errors import FormatError
+from uws_store.errors import FormatError, NotFoundError
 from uws_store.registry import Registry
 from uws_store.registry.reading import replay
 
@@ -102,6 +102,46 @@ def test_a_damaged_snapshot_is_refused_or_replaced_by_the_log(tmp_path: Path, da
         read_from_checkpoint(registry)
     assert caught.value.rule == "R-SNAP-3"
     assert make_log_vectors.names_of(Registry.open(str(registry)).state()) == EXPECTED
+
+
+def test_from_a_checkpoint_the_registrys_document_need_not_be_read(tmp_path: Path) -> None:
+    registry = Path(shutil.copytree(REGISTRY, tmp_path / "registry"))
+    (registry / "uws.json").unlink()
+    assert names_of(read_from_checkpoint(registry)) == expected()
+    opened = Registry.open(str(registry))
+    assert make_log_vectors.names_of(opened.state()) == EXPECTED
+    with pytest.raises(NotFoundError) as caught:
+        opened.publish(lambda _: make_log_vectors.named_family("delta"))
+    assert caught.value.kind == "not-found/registry"
+    # Who begins at commit 1 refuses, and so does a reader that nothing leads to a checkpoint.
+    with pytest.raises(Refusal) as refused:
+        read_log(registry)
+    assert refused.value.rule == "R-LOG-1"
+    (registry / "_log" / "head").unlink()
+    with pytest.raises(NotFoundError) as caught:
+        Registry.open(str(registry))
+    assert caught.value.kind == "not-found/registry"
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+@pytest.mark.parametrize("head", ["stale", "new", "none"])
+def test_a_log_that_goes_on_in_a_later_version_is_refused_wherever_one_begins(
+    tmp_path: Path, head: str, *, replaced: bool
+) -> None:
+    registry = Path(shutil.copytree(FOLDER / "newer", tmp_path / "registry"))
+    if not replaced:  # its writer was cut off between the commit and the document
+        shutil.copyfile(REGISTRY / "uws.json", registry / "uws.json")
+    if head == "none":
+        (registry / "_log" / "head").unlink()
+    elif head == "new":
+        (registry / "_log" / "head").write_bytes(b'{"number":%d,"uws":1}' % (COMMITS + 1))
+    with pytest.raises(FormatError) as caught:
+        Registry.open(str(registry)).state()
+    assert caught.value.kind == "format/newer-version"
+    for read in (read_log, read_from_checkpoint) if head != "none" else (read_log,):
+        with pytest.raises(Refusal) as refused:
+            read(registry)
+        assert refused.value.rule == "R-VERSION-1"
 
 
 def test_what_is_written_today_is_what_was_written_then(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """Make the vectors of the log: commits with checkpoints, their snapshots and a hint, and the names they amount to.
 
-``tools/make_log_vectors.py FOLDER`` writes ``registry/`` and ``expected.json`` into a folder that does not exist. As
-the other vectors, those under ``spec/vectors/v1/log`` were made once. No family has objects: it is a log alone.
+``tools/make_log_vectors.py FOLDER`` writes ``registry/`` and ``expected.json`` into a folder that does not exist, and
+``newer/``, the same log after a writer of a later version went on with it. As the other vectors, those under ``spec/vectors/v1/log`` were made once. No family has objects: it is a log alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from frozen import ForgedLog, digest_for, named_family, named_model, new_folder, write_expected
 
@@ -53,6 +56,25 @@ def write(storage: Storage) -> None:
         log.commit(actions)
 
 
+def write_newer(registry: Path) -> None:
+    """Go on with a log as a writer of version 2 would: a commit, then the registry's document; the head is stale."""
+    paths = sorted((registry / "_log").glob("0*.json"))
+    number = len(paths) + 1
+    commit = {
+        "uws": 2,
+        "number": number,
+        "parent": hashlib.sha256(paths[-1].read_bytes()).hexdigest(),
+        "changes": "of a kind that version 1 does not know",
+    }
+    (registry / "_log" / f"{number:020d}.json").write_bytes(_json(commit))
+    document = registry / "uws.json"
+    document.write_bytes(_json(json.loads(document.read_bytes()) | {"uws": 2}))
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
 def names_of(state: RegistryState) -> dict[str, object]:
     """Tell every name of a registry."""
     return {
@@ -79,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     storage = LocalStorage(folder / "registry", create=True)
     write(storage)
+    write_newer(Path(shutil.copytree(folder / "registry", folder / "newer")))
     names = names_of(Registry.over(storage).state())
     write_expected(folder, json.dumps(names, indent=1, ensure_ascii=False))
     return 0

@@ -14,6 +14,7 @@ from uws_store.storage import (
     CacheFolder,
     LocalStorage,
     MemoryStorage,
+    StorageUrl,
     open_storage,
 )
 
@@ -145,10 +146,14 @@ def without_network(registry: Registry) -> Registry:
     )
 
 
-def reader_of(registry: Registry) -> tuple[str, bool]:
-    """Tell by which way a registry is read, the folder of its cache and whether the network is left alone."""
-    storage = registry.storage
-    return (str(storage.folder.root), storage.offline) if isinstance(storage, CachedStorage) else ("", False)
+def reader_of(registry: Registry) -> tuple[object, ...]:
+    """Tell by which way a registry is read: its address with the options, its cache, whether the network is left alone."""
+    storage, url = registry.storage, registry.url
+    options = repr(sorted(url.options.items())) if isinstance(url, StorageUrl) else ""
+    if isinstance(storage, CachedStorage):
+        return url, options, str(storage.folder.root), storage.offline
+    # Two storages in memory may have one name.
+    return url, options, id(storage) if isinstance(storage, MemoryStorage) else None
 
 
 def _folder(cache_dir: str | Path | None = None) -> CacheFolder:

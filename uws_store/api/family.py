@@ -45,9 +45,8 @@ class _BasisCache:
         self._lock = threading.Lock()
 
     def get(self, registry: Registry, family: str, digest: str) -> Basis:
-        # The registry's own id is part of the key: another one may since have been made at the same URL.
-        # So is the way it is read by: a basis reads on by the way it was opened by.
-        key = (registry.url, registry.document.id, digest, reader_of(registry))
+        # The way it is read by is part of the key: a basis reads on by the way it was opened by.
+        key = (digest, *reader_of(registry))
         with self._lock:
             found = self._held.get(key)
             if found is not None:

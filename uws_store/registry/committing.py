@@ -17,12 +17,12 @@ from uws_store.metadata.document import problems_of
 from uws_store.metadata.log import Action, Commit, IndexEntry, utc_now
 from uws_store.registry.fold import Draft
 from uws_store.registry.log import read_limited
+from uws_store.registry.reading import TAIL_BYTES, View
 from uws_store.registry.snapshot import write_snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from uws_store.registry.reading import View
     from uws_store.registry.state import RegistryState
     from uws_store.storage import Storage
 
@@ -70,29 +70,36 @@ def prepare_commit(
     draft = Draft(state)
     for action in actions:
         draft.apply(action, commit=number, time=now)
-    index = _checkpoint(storage, view) if len(actions) <= _MOST_ACTIONS else None
-    commit = Commit(
-        number=number,
-        parent=state.sha256,
-        nonce=nonce,
-        time=now,
-        tool=tool_version(),
-        checkpoint=view.checkpoint,
-        index=index,
-        actions=actions,
-    )
-    return commit, draft
+
+    def make(index: tuple[IndexEntry, ...] | None) -> Commit:
+        return Commit(
+            number=number,
+            parent=state.sha256,
+            nonce=nonce,
+            time=now,
+            tool=tool_version(),
+            checkpoint=view.checkpoint,
+            index=index,
+            actions=actions,
+        )
+
+    commit = make(None)
+    index = _checkpoint(storage, view, len(commit.to_bytes())) if len(actions) <= _MOST_ACTIONS else None
+    return (commit if index is None else make(index)), draft
 
 
-def _checkpoint(storage: Storage, view: View) -> tuple[IndexEntry, ...] | None:
+def _checkpoint(storage: Storage, view: View, commit_bytes: int) -> tuple[IndexEntry, ...] | None:
     """Write the snapshots of a checkpoint when one is due; None when it is not, or cannot be made.
 
-    It is due when the commits since the last one are many or long, and long enough beside the index that all
-    indexes together stay a few times the log.
+    It is due when the commits since the last one are many or long, or the head could not carry them and the new one
+    along, and when they are long enough beside the index that all indexes together stay a few times the log.
     """
     index_bytes = _ENTRY_BYTES * len(view.state.families)
-    due = view.since >= _CHECKPOINT_COMMITS or view.since_bytes >= _CHECKPOINT_BYTES
-    pays = 4 * view.since_bytes >= index_bytes or view.since >= 4 * _CHECKPOINT_COMMITS
+    long_bytes = view.since_bytes + commit_bytes
+    due = (
+        view.since >= _CHECKPOINT_COMMITS or view.since_bytes >= _CHECKPOINT_BYTES or long_bytes > TAIL_BYTES
+    )
+    pays = 4 * long_bytes >= index_bytes or view.since >= 4 * _CHECKPOINT_COMMITS
     if not (due and pays and 0 < index_bytes < Commit.max_bytes // 2):
         return None
     try:

@@ -5,7 +5,6 @@ Must not know what commits mean (``fold.py``). What stands in the log is untrust
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -117,7 +116,7 @@ def read_recent(storage: Storage, hint: HeadHint) -> list[LogRecord] | None:
     carried = _carried(hint, newest)
     if carried is not None:
         return carried
-    if newest.commit.index is not None:
+    if newest.commit.index is not None or newest.commit.number == 1:
         return [newest]
     number = newest.commit.checkpoint
     if number is None:
@@ -246,12 +245,26 @@ def has_grown(storage: Storage, number: int, *, use_hint: bool) -> bool:
     )
 
 
-def read_head(storage: Storage) -> HeadHint | None:
-    """Read the hint at the newest commit; None when there is none that can be read."""
-    with contextlib.suppress(FormatError, StorageError):
+def read_head(storage: Storage, *, may_be_unreachable: bool = True) -> HeadHint | None:
+    """Read the hint at the newest commit; None when there is none that can be read.
+
+    Parameters
+    ----------
+    storage : Storage
+        Where the log is.
+    may_be_unreachable : bool
+        Take a storage that does not answer for one without a hint; otherwise that is raised.
+    """
+    try:
         data = read_limited(storage, HEAD_PATH, HeadHint)
         if data is not None:
             return HeadHint.parse(data, where=f"{storage.url}/{HEAD_PATH}")
+    except FormatError:
+        pass
+    except StorageError as error:
+        # Some storages refuse to tell a stranger that an object is not there.
+        if error.kind == "storage/unreachable" and not may_be_unreachable:
+            raise
     return None
 
 

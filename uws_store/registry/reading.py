@@ -15,7 +15,7 @@ from uws_store.layout import commit_path
 from uws_store.metadata.log import Commit
 from uws_store.names import collision_key
 from uws_store.registry.fold import Draft
-from uws_store.registry.log import has_grown, read_commit, read_newest, read_recent
+from uws_store.registry.log import has_grown, read_commit, read_recent
 from uws_store.registry.slots import Families, FamilySlot
 from uws_store.registry.snapshot import read_snapshot
 from uws_store.registry.state import FamilyState, RegistryState
@@ -23,7 +23,7 @@ from uws_store.registry.state import FamilyState, RegistryState
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from uws_store.metadata.log import IndexEntry
+    from uws_store.metadata.log import HeadHint, IndexEntry
     from uws_store.registry.log import LogRecord
     from uws_store.storage import Storage
 
@@ -83,15 +83,21 @@ def fold_commit(draft: Draft, commit: Commit, *, where: str) -> None:
             ) from error
 
 
-def open_view(storage: Storage) -> View | None:
+def open_view(storage: Storage, hint: HeadHint | None) -> View | None:
     """Read from the newest checkpoint on, having found it by the hint.
+
+    Parameters
+    ----------
+    storage : Storage
+        Where the log is.
+    hint : HeadHint or None
+        Where the newest commit may be.
 
     Returns
     -------
     View or None
         None when the log is to be read from its beginning: there is no hint that leads to a checkpoint.
     """
-    hint = read_newest(storage)
     records = read_recent(storage, hint) if hint is not None else None
     if not records:
         return None

@@ -6,6 +6,7 @@ absent. Must not know what families and models are made of.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import threading
@@ -26,7 +27,7 @@ from uws_store.registry.audit import audit
 from uws_store.registry.committing import create_commit, prepare_commit
 from uws_store.registry.creation import create_registry
 from uws_store.registry.exclusive import seen_exclusive
-from uws_store.registry.log import head_hint, read_limited
+from uws_store.registry.log import head_hint, read_head, read_limited, read_newest
 from uws_store.registry.reading import View, after, open_view, read_on
 from uws_store.registry.state import ModelEntry, RegistryState
 from uws_store.storage import open_storage
@@ -52,18 +53,30 @@ class Registry:
 
     Made by :meth:`open`, :meth:`init` or :meth:`over`.
 
+    Parameters
+    ----------
+    storage : Storage
+        Where it is.
+    document : RegistryDocument, optional
+        What says that it is a registry; read when it is needed where a commit said so already.
+    view : View, optional
+        What the newest commit that the head led to says; without one all is read when it is first asked for.
+
     Attributes
     ----------
     storage : Storage
         Where it is.
-    document : RegistryDocument
-        What says that it is a registry.
     """
 
-    def __init__(self, storage: Storage, document: RegistryDocument) -> None:
+    def __init__(
+        self, storage: Storage, document: RegistryDocument | None = None, *, view: View | None = None
+    ) -> None:
         self.storage = storage
-        self.document = document
+        self._document: RegistryDocument | None = None
+        if document is not None:
+            self._take(document)
         self._lock = threading.Lock()
+        self._led_to = view
         self._view = View()
         self._was_read = False
         self._is_exclusive = False
@@ -76,6 +89,36 @@ class Registry:
     def url(self) -> str:
         """What :meth:`open` opens it by."""
         return self.storage.url
+
+    @property
+    def document(self) -> RegistryDocument:
+        """What says that it is a registry, and who may write there; the first call may cost a request.
+
+        Raises
+        ------
+        NotFoundError
+            When it is gone, or never was there (``not-found/registry``).
+        FormatError
+            When it is malformed or was written in a newer format.
+        StorageError
+            When the storage fails.
+        """
+        if self._document is None:
+            found = _read_document(self.storage)
+            if found is None:
+                with contextlib.suppress(NotFoundError):
+                    self.storage.read(
+                        REGISTRY_DOCUMENT
+                    )  # says so where it cannot be known without the network
+                raise _no_registry(self.url)
+            self._take(found)
+        assert self._document is not None
+        return self._document
+
+    def _take(self, document: RegistryDocument) -> None:
+        if document.writers == "one" and not isinstance(self.storage, LookFirstStorage):
+            self.storage = LookFirstStorage(self.storage)
+        self._document = document
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> Self:
@@ -137,15 +180,27 @@ class Registry:
 
     @classmethod
     def over(cls, storage: Storage, *, create: bool = False) -> Self:
-        """Open the registry in a storage that is open; see :meth:`open`."""
-        data = read_limited(storage, REGISTRY_DOCUMENT, RegistryDocument)
-        if data is None and create:
+        """Open the registry in a storage that is open; see :meth:`open`.
+
+        Where the head leads to a commit, that commit tells the version of the format, and ``uws.json`` is not read
+        until it is needed.
+        """
+        head = read_head(storage, may_be_unreachable=False)
+        view = None
+        if head is not None:
+            with contextlib.suppress(
+                FormatError
+            ):  # said when the state is asked for, if it is a registry at all
+                view = open_view(storage, head)
+        if view is not None:
+            return cls(storage, view=view)
+        document = _read_document(storage)
+        if document is None and create:
             create_registry(storage)
-            data = read_limited(storage, REGISTRY_DOCUMENT, RegistryDocument)
-        if data is None:
+            document = _read_document(storage)
+        if document is None:
             raise _no_registry(storage.url)
-        document = RegistryDocument.parse(data, where=f"{storage.url}/{REGISTRY_DOCUMENT}")
-        return cls(LookFirstStorage(storage) if document.writers == "one" else storage, document)
+        return cls(storage, document)
 
     def state(self, *, refresh: bool = True) -> RegistryState:
         """Tell what the registry holds.
@@ -318,7 +373,9 @@ class Registry:
 
     def _first_view(self) -> View:
         """Read the registry for the first time."""
-        found = open_view(self.storage)
+        found, self._led_to = self._led_to, None
+        if found is None:
+            found = open_view(self.storage, read_newest(self.storage))
         if found is not None:
             # The hint was right; who wrote on since did so behind it.
             self._opened_at = time.monotonic()
@@ -365,6 +422,13 @@ class Registry:
                 )
             self._view = view
             return view
+
+
+def _read_document(storage: Storage) -> RegistryDocument | None:
+    data = read_limited(storage, REGISTRY_DOCUMENT, RegistryDocument)
+    if data is None:
+        return None
+    return RegistryDocument.parse(data, where=f"{storage.url}/{REGISTRY_DOCUMENT}")
 
 
 def _no_registry(url: str) -> NotFoundError:

@@ -14,6 +14,7 @@ import pytest
 from independent_documents import Family, Refusal, check_record, fold, read_log
 from independent_log import read_commit, read_from_checkpoint, read_snapshot
 from spec_support import VECTORS
+from storage_support import found_family
 from test_spec_schemas import documents_of, is_valid
 
 from uws_store.errors import FormatError, NotFoundError
@@ -111,7 +112,7 @@ def test_from_a_checkpoint_the_registrys_document_need_not_be_read(tmp_path: Pat
     opened = Registry.open(str(registry))
     assert make_log_vectors.names_of(opened.state()) == EXPECTED
     with pytest.raises(NotFoundError) as caught:
-        opened.publish(lambda _: make_log_vectors.named_family("delta"))
+        opened.publish(found_family("delta"))
     assert caught.value.kind == "not-found/registry"
     # Who begins at commit 1 refuses, and so does a reader that nothing leads to a checkpoint.
     with pytest.raises(Refusal) as refused:

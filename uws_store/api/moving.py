@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uws_store import layout
 from uws_store.api.cache import at_source
+from uws_store.api.mending import damaged_packs, make_again
 from uws_store.api.moved_names import newer_records, publish_names, require_same_architecture
 from uws_store.api.opening import open_registry
 from uws_store.api.packing import is_packed
@@ -41,6 +43,8 @@ class MoveResult:
         How many of them are new there.
     objects, size_bytes : int
         Objects that were transferred, and their length; what was there already is not counted.
+    mended : tuple of str
+        Paths of objects that names of the target stood for and that were gone or damaged there; they are as they were.
     kept_aliases : tuple of str
         Aliases of the target (``task@alias``) that stand for another version than in the source, and were left.
     commits : tuple of int
@@ -54,6 +58,7 @@ class MoveResult:
     published: int
     objects: int
     size_bytes: int
+    mended: tuple[str, ...]
     kept_aliases: tuple[str, ...]
     commits: tuple[int, ...]
 
@@ -65,12 +70,14 @@ def push(
     *,
     registry: str | Registry | None = None,
     pack: bool | None = None,
+    check: bool = False,
     progress: Progress | None = None,
 ) -> MoveResult:
     """Bring a family, or one task or version of it, to another registry.
 
     Only objects that are not there are transferred, so a transfer that was cut off goes on where it was; each is held
-    to its digest before it is sent and again as the far end gives it back. Then names follow: in a registry that has
+    to its digest before it is sent and again as the far end gives it back. What names stand for there already and is gone
+    or damaged is put back, packs whole. Then names follow: in a registry that has
     no such task, versions keep their integers; in one that has, what is new gets its next versions. Aliases that are
     not there are set, others are left and told. What a model's record says of its origin goes with it, and with a whole
     family the records of its verifications. At the root of a repository of the Hub the family's model card goes into the
@@ -89,6 +96,8 @@ def push(
     pack : bool, optional
         Put models that are new there and small into packs: many in one object, which is how a family of small models
         takes few files and few requests. Zarr libraries do not open models in packs. By default only on the Hub.
+    check : bool
+        Read what is there already, too, and hold it to its digest. Without it the lengths of what is there are looked at.
     progress : callable, optional
         Called with a phase's name, what is done and what there is to do, in objects.
 
@@ -99,12 +108,12 @@ def push(
     IncompatibleError
         The target has a family of this name and another architecture (``incompatible/architecture``).
     FormatError
-        An object is damaged, here or at the far end.
+        An object is damaged, here or at the far end; a pack is gone there and cannot be made again from what is here.
     StorageError
         A storage fails. The target's names are as they were.
     """
     source, target = open_registry(registry), at_source(open_registry(url, create=True))
-    return _move(source, target, family, task, pack=pack, progress=progress)
+    return _move(source, target, family, task, pack=pack, check=check, progress=progress)
 
 
 def pull(
@@ -114,6 +123,7 @@ def pull(
     *,
     registry: str | Registry | None = None,
     pack: bool | None = None,
+    check: bool = False,
     progress: Progress | None = None,
 ) -> MoveResult:
     """Bring a family, or one task or version of it, from another registry; see :func:`push`.
@@ -126,11 +136,11 @@ def pull(
         See :func:`push`.
     registry : str or Registry, optional
         Where to; made when it does not exist.
-    pack, progress
+    pack, check, progress
         See :func:`push`.
     """
     source, target = open_registry(url), at_source(open_registry(registry, create=True))
-    return _move(source, target, family, task, pack=pack, progress=progress)
+    return _move(source, target, family, task, pack=pack, check=check, progress=progress)
 
 
 def mirror(
@@ -138,6 +148,7 @@ def mirror(
     *,
     registry: str | Registry | None = None,
     pack: bool | None = None,
+    check: bool = False,
     progress: Progress | None = None,
 ) -> tuple[MoveResult, ...]:
     """Bring every family to another registry, and let aliases stand there for what they stand for here.
@@ -148,12 +159,12 @@ def mirror(
     ----------
     url : str or Registry
         Where to; made when it does not exist.
-    registry, pack, progress
+    registry, pack, check, progress
         See :func:`push`.
     """
     source, target = open_registry(registry), at_source(open_registry(url, create=True))
     return tuple(
-        _move(source, target, name, None, pack=pack, move_aliases=True, progress=progress)
+        _move(source, target, name, None, pack=pack, check=check, move_aliases=True, progress=progress)
         for name in sorted(source.state().families)
     )
 
@@ -165,6 +176,7 @@ def _move(
     task: str | None,
     *,
     pack: bool | None,
+    check: bool,
     move_aliases: bool = False,
     progress: Progress | None,
 ) -> MoveResult:
@@ -179,7 +191,7 @@ def _move(
     require_same_architecture(here, target.state(), family)
     with Publication(target.storage) as publication:
         there = target.state()
-        transfer = Transfer(source, target.storage, publication, held=Held.of(there, family))
+        transfer = Transfer(source, target.storage, publication, held=Held.of(there, family), check=check)
         transfer.family(
             here,
             entries,
@@ -187,6 +199,10 @@ def _move(
             packed=is_packed(target.storage) if pack is None else pack,
             progress=progress,
         )
+        if family in there.families:
+            for digest in damaged_packs(target.storage, there.families[family], entries, check=check):
+                data = make_again(digest, source, target, family)
+                transfer.mend(layout.pack_path(family, digest), data)
         if task is None:
             transfer.verifications(family, newer_records(here, target.state()))
         publication.settle()
@@ -207,6 +223,7 @@ def _move(
         published=names.published,
         objects=transfer.objects,
         size_bytes=transfer.size_bytes,
+        mended=tuple(sorted(transfer.mended)),
         kept_aliases=tuple(names.kept_aliases),
         commits=commits,
     )

@@ -90,8 +90,15 @@ class SourceModels:
         span = data[place.offset - first : place.offset - first + place.length]
         return model_storage(self._registry.storage, entry.prefix, place, span=span)
 
-    def whole(self, entry: ModelEntry) -> list[bytes] | None:
+    def whole(self, entry: ModelEntry, *, any_length: bool = False) -> list[bytes] | None:
         """Read a model's objects as they follow each other in a pack, each held to its digest.
+
+        Parameters
+        ----------
+        entry : ModelEntry
+            The model.
+        any_length : bool
+            Read it however long it is.
 
         Returns
         -------
@@ -106,7 +113,7 @@ class SourceModels:
             for name, record in document.arrays.items()
             for index, shard in enumerate(record.shards)
         ]
-        if len(group) + sum(shard.size for _, shard in shards) > MOST_MODEL_BYTES:
+        if not any_length and len(group) + sum(shard.size for _, shard in shards) > MOST_MODEL_BYTES:
             return None
         objects = [group]
         for path, shard in shards:

@@ -17,7 +17,7 @@ from uws_store import layout
 from uws_store.api.packing import SourceModels, group_bytes, packs_of
 from uws_store.basis import ARRAYS, Basis, array_record
 from uws_store.builder import Progress
-from uws_store.errors import FormatError
+from uws_store.errors import FormatError, StorageError
 from uws_store.metadata.arrays import ArrayRecord
 from uws_store.metadata.group import PLAIN_GROUP
 from uws_store.metadata.log import PackPlace
@@ -90,20 +90,28 @@ class Transfer:
         Is told of everything that is stored.
     held : Held
         What names of the target stand for already.
+    check : bool
+        Read what is there already, too, and hold it to its digest.
 
     Attributes
     ----------
+    mended : list of str
+        Paths of objects that the target's names stood for and that were gone or damaged there.
     objects, size_bytes : int
         What was transferred so far; what was there already is not counted.
     places : dict of str to PackPlace or None
         Where each model that was asked for lies in the target, by its digest; None for a folder.
     """
 
-    def __init__(self, source: Registry, target: Storage, publication: Publication, *, held: Held) -> None:
+    def __init__(
+        self, source: Registry, target: Storage, publication: Publication, *, held: Held, check: bool = False
+    ) -> None:
         self._held = held
+        self._check = check
         self.source = source
         self.target = target
         self.publication = publication
+        self.mended: list[str] = []
         self.objects = 0
         self.size_bytes = 0
         self.places: dict[str, PackPlace | None] = dict(held.places)
@@ -144,10 +152,11 @@ class Transfer:
             for first in range(0, len(groups), _THREADS):
                 part = groups[first : first + _THREADS]
                 for prefix, objects in pool.map(_call, part):
-                    jobs = [pool.submit(self._bring, entry) for entry in objects[:-1]]
+                    bring = partial(self._bring, is_named=prefix in self._held.folders)
+                    jobs = [pool.submit(bring, entry) for entry in objects[:-1]]
                     fresh = [job.result() for job in as_completed(jobs)]
                     # The group document last: what has one is whole.
-                    fresh.append(self._bring(objects[-1]))
+                    fresh.append(bring(objects[-1]))
                     sizes = {entry.path.removeprefix(f"{prefix}/"): entry.size_bytes for entry in objects}
                     # What a name reaches now no collector removes within its grace period: it is no garbage yet.
                     self.publication.stored(
@@ -201,18 +210,41 @@ class Transfer:
         model = read_document(storage, prefix, digest=entry.digest)
         return prefix, _objects(storage, prefix, model.arrays, group_bytes(model, storage, prefix))
 
-    def _bring(self, entry: _Object) -> bool:
-        """Transfer an object unless it is there; tell whether it was not."""
-        if self.target.size(entry.path) == entry.size_bytes:
+    def mend(self, path: str, data: bytes) -> None:
+        """Put an object back that the target names and has not, or has damaged; nobody's bytes are lost by that."""
+        self.target.put(path, data)
+        if self.target.read(path) != data:
+            raise StorageError(
+                f"{self.target.url}/{path} was written and comes back with other bytes",
+                kind="storage/conflict",
+            )
+        self.mended.append(path)
+        self.objects += 1
+        self.size_bytes += len(data)
+
+    def _bring(self, entry: _Object, *, is_named: bool = False) -> bool:
+        """Transfer an object unless it is there; tell whether it was not.
+
+        What names stand for already has no commit to come that a storage could wait for: it is put back at once.
+        """
+        if self._is_there(entry):
             return False
         data = entry.data if isinstance(entry.data, bytes) else _read(entry.data, entry)
         _check(data, entry, url=self.source.url)
+        if is_named:
+            self.mend(entry.path, data)
+            return True
         created = put_verified(self.target, entry.path, data)
         if created:
             _check(_read(self.target, entry), entry, url=self.target.url)
             self.objects += 1
             self.size_bytes += len(data)
         return created
+
+    def _is_there(self, entry: _Object) -> bool:
+        if self.target.size(entry.path) != entry.size_bytes:
+            return False
+        return not self._check or hashlib.sha256(self.target.read(entry.path)).hexdigest() == entry.sha256
 
 
 class _Steps:

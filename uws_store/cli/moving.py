@@ -12,27 +12,41 @@ __all__ = ["run_mirror", "run_pull", "run_push"]
 
 
 def run_push(
-    family: str, task: str | None, url: str, *, output: Output, registry: str | None, pack: bool | None
+    family: str,
+    task: str | None,
+    url: str,
+    *,
+    output: Output,
+    registry: str | None,
+    pack: bool | None,
+    check: bool,
 ) -> None:
     """Bring a family to another registry."""
     with progress(output) as report:
-        result = push(family, url, task, registry=registry, pack=pack, progress=report)
+        result = push(family, url, task, registry=registry, pack=pack, check=check, progress=report)
     _tell([result], output=output)
 
 
 def run_pull(
-    url: str, family: str, task: str | None, *, output: Output, registry: str | None, pack: bool | None
+    url: str,
+    family: str,
+    task: str | None,
+    *,
+    output: Output,
+    registry: str | None,
+    pack: bool | None,
+    check: bool,
 ) -> None:
     """Bring a family from another registry."""
     with progress(output) as report:
-        result = pull(url, family, task, registry=registry, pack=pack, progress=report)
+        result = pull(url, family, task, registry=registry, pack=pack, check=check, progress=report)
     _tell([result], output=output)
 
 
-def run_mirror(url: str, *, output: Output, registry: str | None, pack: bool | None) -> None:
+def run_mirror(url: str, *, output: Output, registry: str | None, pack: bool | None, check: bool) -> None:
     """Bring every family to another registry."""
     with progress(output) as report:
-        results = mirror(url, registry=registry, pack=pack, progress=report)
+        results = mirror(url, registry=registry, pack=pack, check=check, progress=report)
     _tell(results, output=output)
 
 
@@ -62,4 +76,5 @@ def _tell(results: Sequence[MoveResult], *, output: Output) -> None:
                     )
                 ),
             )
+            output.notices("was gone or damaged there, and is as it was", result.mended)
             output.notices("aliases that stand for another version there", result.kept_aliases)

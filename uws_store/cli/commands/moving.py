@@ -16,6 +16,11 @@ _pack = click.option(
     help="Put small models that are new there into few objects, or each into a folder of its own; by default only the "
     "Hub gets packs.",
 )
+_check = click.option(
+    "--check",
+    is_flag=True,
+    help="Read what is there already, too, and put back what is damaged; without it, what is gone or has another length.",
+)
 
 
 @command(
@@ -26,17 +31,20 @@ _pack = click.option(
 @click.argument("name", metavar="FAMILY[/TASK]")
 @click.argument("url")
 @_pack
-def push(*, name: str, url: str, pack: bool | None, output: Output, registry: str | None) -> None:
+@_check
+def push(
+    *, name: str, url: str, pack: bool | None, check: bool, output: Output, registry: str | None
+) -> None:
     """Bring a family, a task or a version to another registry.
 
     Only objects that are not there are transferred, and each is checked at the far end; run it again after an
-    interruption. In a registry that has no such task versions keep their integers, in one that has, what is new gets
+    interruption. What is gone or damaged there is put back. In a registry that has no such task versions keep their integers, in one that has, what is new gets
     its next versions. Aliases that are there already are left.
     """
     from uws_store.cli.moving import run_push
 
     family, task = split_model(name)
-    run_push(family, task, url, output=output, registry=registry, pack=pack)
+    run_push(family, task, url, output=output, registry=registry, pack=pack, check=check)
 
 
 @command(
@@ -47,7 +55,10 @@ def push(*, name: str, url: str, pack: bool | None, output: Output, registry: st
 @click.argument("url")
 @click.argument("name", metavar="FAMILY[/TASK]")
 @_pack
-def pull(*, url: str, name: str, pack: bool | None, output: Output, registry: str | None) -> None:
+@_check
+def pull(
+    *, url: str, name: str, pack: bool | None, check: bool, output: Output, registry: str | None
+) -> None:
     """Bring a family, a task or a version from another registry.
 
     It is `push` the other way round: from URL to --registry.
@@ -55,7 +66,7 @@ def pull(*, url: str, name: str, pack: bool | None, output: Output, registry: st
     from uws_store.cli.moving import run_pull
 
     family, task = split_model(name)
-    run_pull(url, family, task, output=output, registry=registry, pack=pack)
+    run_pull(url, family, task, output=output, registry=registry, pack=pack, check=check)
 
 
 @command(
@@ -64,11 +75,12 @@ def pull(*, url: str, name: str, pack: bool | None, output: Output, registry: st
 )
 @click.argument("url")
 @_pack
-def mirror(*, url: str, pack: bool | None, output: Output, registry: str | None) -> None:
+@_check
+def mirror(*, url: str, pack: bool | None, check: bool, output: Output, registry: str | None) -> None:
     """Bring every family to another registry, and its aliases to where they stand here.
 
     What URL has beside stays; nothing is withdrawn there.
     """
     from uws_store.cli.moving import run_mirror
 
-    run_mirror(url, output=output, registry=registry, pack=pack)
+    run_mirror(url, output=output, registry=registry, pack=pack, check=check)

@@ -1,7 +1,7 @@
 """Build a family in a process of its own, that memory can be measured of and that can be killed.
 
 ``python build_in_process.py SETTINGS``: a JSON object with zoo, registry, options, and perhaps small and held (the
-bounds above which a zoo is streamed) and kill_after (pieces of work after which the process kills itself).
+bounds above which a zoo is streamed), bounds (others, by module and name) and kill_after (pieces of work after which the process kills itself).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import uws_store
-from uws_store.builder import fit, members
+from uws_store.basis import opened
+from uws_store.builder import fit, members, memory, tiles
 from uws_store.builder.work import WorkFolder
 
 
@@ -70,6 +71,8 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     members.SMALL_ELEMENTS = settings.get("small", members.SMALL_ELEMENTS)
     fit._HELD_ELEMENTS = settings.get("held", fit._HELD_ELEMENTS)
+    for module in (opened, memory, tiles):
+        vars(module).update(settings.get("bounds", {}).get(module.__name__.rpartition(".")[2], {}))
     _Kept.kill_after = settings.get("kill_after", -1)
     vars(members)["WorkFolder"] = _Kept
     result = uws_store.build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from uws_store.metadata.plan import PlanDocument
 SHAPES = {"a.weight": (48, 32), "b.weight": (32, 48), "norm": (32,)}
 
 
-def _built(zoo: Path, plan: PlanDocument | None = None) -> tuple[PlanDocument, dict[str, bytes]]:
+def _built(zoo: Path, plan: PlanDocument | None = None) -> tuple[PlanDocument, Mapping[str, bytes]]:
     with Members(scan_zoo(zoo)) as members:
         builder = BasisBuilder(members, fidelity=Fidelity("change-error", 0.1), expect_models=500, plan=plan)
         built = builder.build()

@@ -17,6 +17,7 @@ from uws_store.api.encoding import (
     FamilyTarget,
     ModelEncoding,
     StoredModel,
+    analyses_of,
     fidelity_of,
     option_of,
     overhead_of,
@@ -31,7 +32,7 @@ from uws_store.api.results import AddResult, ModelResult
 from uws_store.api.showing import card_beside
 from uws_store.architecture import compare
 from uws_store.basis import Basis
-from uws_store.builder import AnalysisCache, EncodedModel, Progress
+from uws_store.builder import EncodedModel, Progress
 from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, task_of
 from uws_store.device import CPU, each_device
 from uws_store.errors import AlreadyExistsError, IncompatibleError
@@ -131,7 +132,7 @@ def add(
         judge = Judge(request, {name: source}, progress=progress) if request else None
         if judge is not None:
             judge.settle(basis)
-        analyses = AnalysisCache(basis, device=CPU if judge is not None else each_device(place)[0])
+        analyses = analyses_of(basis, CPU if judge is not None else each_device(place)[0])
         encoding = ModelEncoding(basis, fidelity, analyses, judge, overhead_of(basis, overhead))
         model = encoding.encode(name, source, exact=exact)
     remarks = remarks_on_promise(basis, fidelity, request)

@@ -24,7 +24,6 @@ from uws_store.api.encoding import (
     encode_and_store,
     overhead_of,
     put_objects,
-    sizes_of,
 )
 from uws_store.builder import (
     BasisBuilder,
@@ -33,6 +32,7 @@ from uws_store.builder import (
     Members,
     Progress,
     WorkFolder,
+    object_sizes,
     piece_name,
     resumed,
 )
@@ -244,7 +244,7 @@ def store_basis(built: BuiltBasis, *, family: str, publication: Publication) -> 
     storage = publication.storage
     prefix = layout.basis_prefix(family, built.basis.digest)
     is_new = put_objects(storage, prefix, built.objects)
-    publication.stored(prefix, sizes_of(built.objects), reused=not is_new)
+    publication.stored(prefix, object_sizes(built.objects), reused=not is_new)
     return FamilyTarget(storage, family, built.basis)
 
 

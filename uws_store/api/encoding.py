@@ -22,13 +22,16 @@ from uws_store.builder import (
     AnalysisCache,
     EncodedModel,
     Fidelity,
+    Scratch,
     ZooFiles,
     encode_model,
     encode_within,
     member_step,
+    object_sizes,
 )
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint
+from uws_store.config import cache_folder
 from uws_store.device import CPU
 from uws_store.errors import FormatError
 from uws_store.fidelity import Judge, ModelScore, ScoringRequest
@@ -42,13 +45,14 @@ __all__ = [
     "FamilyTarget",
     "ModelEncoding",
     "StoredModel",
+    "analyses_of",
     "encode_and_store",
     "fidelity_of",
     "option_of",
     "overhead_of",
     "put_objects",
     "remarks_on_promise",
-    "sizes_of",
+    "scratch",
 ]
 
 
@@ -119,6 +123,16 @@ class ModelEncoding:
         )
 
 
+def scratch() -> Scratch:
+    """Where what a large model needs beside memory lies while it is worked on."""
+    return Scratch(cache_folder() / "builds" / "scratch")
+
+
+def analyses_of(basis: Basis, device: torch.device) -> AnalysisCache:
+    """A basis's analyses for models that are encoded on a device."""
+    return AnalysisCache(basis, device=device, scratch=scratch() if basis.is_large else None)
+
+
 class FamilyTarget:
     """Where models of one basis are stored, as something that can be sent to another process.
 
@@ -145,7 +159,7 @@ class FamilyTarget:
 
     def analyses(self, device: torch.device = CPU) -> AnalysisCache:
         """The basis's analyses for a device, made once for all models that are encoded there."""
-        return self._analyses.setdefault(device, AnalysisCache(self.basis, device=device))
+        return self._analyses.setdefault(device, analyses_of(self.basis, device))
 
     def put(self, model: EncodedModel) -> bool:
         """Store a model's objects, its group document last; tell whether all are new."""
@@ -205,7 +219,7 @@ class StoredModel:
     @classmethod
     def of(cls, result: ModelResult, model: EncodedModel, *, is_new: bool) -> StoredModel:
         """Keep of an encoded model what a commit needs."""
-        sizes = tuple((path, len(data)) for path, data in model.objects.items())
+        sizes = tuple(object_sizes(model.objects).items())
         return cls(result, model.digest, model.document.exact_digests is not None, sizes, is_new)
 
     def action(
@@ -246,15 +260,10 @@ def encode_and_store(job: EncodeJob) -> StoredModel:
     return StoredModel.of(result, model, is_new=is_new)
 
 
-def put_objects(storage: Storage, prefix: str, objects: dict[str, bytes]) -> bool:
+def put_objects(storage: Storage, prefix: str, objects: Mapping[str, bytes]) -> bool:
     """Store objects in their order, each read back where it existed; tell whether all are new."""
     new = [put_verified(storage, f"{prefix}/{path}", data) for path, data in objects.items()]
     return all(new)
-
-
-def sizes_of(objects: Mapping[str, bytes]) -> dict[str, int]:
-    """Bytes of each object by its path."""
-    return {path: len(data) for path, data in objects.items()}
 
 
 def fidelity_of(basis: Basis) -> Fidelity:

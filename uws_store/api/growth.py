@@ -23,11 +23,13 @@ from uws_store.api.encoding import (
     FamilyTarget,
     ModelEncoding,
     StoredModel,
+    analyses_of,
     encode_and_store,
     fidelity_of,
     option_of,
     overhead_of,
     remarks_on_promise,
+    scratch,
 )
 from uws_store.api.family import Family
 from uws_store.api.generation import (
@@ -46,7 +48,6 @@ from uws_store.api.showing import card_beside
 from uws_store.api.stored import StoredCheckpoint
 from uws_store.basis import step_of
 from uws_store.builder import (
-    AnalysisCache,
     BasisBuilder,
     Fidelity,
     Members,
@@ -131,6 +132,7 @@ def extend(
                 "their own",
                 kind="incompatible/architecture",
             )
+        members.scratch = scratch()
         projection = members.projected_memory(fidelity=fidelity, exact=exact, shares_memory=True)
         pool.bound(projection.fitting_workers(spec.workers, limit))
         planned = max(
@@ -294,7 +296,7 @@ def rebase(
         fidelity = fidelity_of(basis)
         # A basis is made from the newest version of every task that there is.
         encoding = ModelEncoding(
-            basis, fidelity, AnalysisCache(basis, device=place), None, overhead_of(basis), is_member=True
+            basis, fidelity, analyses_of(basis, place), None, overhead_of(basis), is_member=True
         )
         encoded = encoding.encode(entry.task, checkpoint, exact=entry.exact)
         result = encoding.result(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from uws_store.analysis import bases_of
+from uws_store.api.encoding import scratch
 from uws_store.api.load_options import usable_device
 from uws_store.api.options import choose_fidelity, expected
 from uws_store.builder import BasisBuilder, Members, Progress, available_bytes, parse_bytes
@@ -70,6 +71,7 @@ def plan(
         ) as members,
         Workers(spec) as pool,
     ):
+        members.scratch = scratch()
         projection = members.projected_memory(
             fidelity=fidelity, exact=False, shares_memory=spec.shares_memory
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uws_store.basis.decoder import Decoder, Job, shared_decoder
 from uws_store.basis.files import read_files
-from uws_store.basis.opened import ARRAYS, Basis, array_record, step_of
+from uws_store.basis.opened import ARRAYS, Basis, array_record, is_large_basis, step_of
 from uws_store.basis.stack import Decode
 from uws_store.basis.table import Group, Slot
 from uws_store.basis.tensor import StoredTensor, TensorBasis
@@ -20,6 +20,7 @@ __all__ = [
     "StoredTensor",
     "TensorBasis",
     "array_record",
+    "is_large_basis",
     "read_files",
     "shared_decoder",
     "step_of",

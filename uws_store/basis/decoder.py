@@ -221,6 +221,8 @@ class Decoder:
             and byte_products_are_exact()
         ):
             made = WideTensor(stored)
+            if self.basis.is_large:
+                return made
         else:
             made = self._stack(what, self.decode)
             if self.device.type == "cpu" and made.size_bytes > _KEPT_BYTES:

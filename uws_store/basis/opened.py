@@ -32,15 +32,23 @@ from uws_store.subspace import QuantisedSide
 
 T = TypeVar("T")
 
-__all__ = ["ARRAYS", "Basis", "array_record", "step_of"]
+__all__ = ["ARRAYS", "Basis", "array_record", "is_large_basis", "step_of"]
 
 ARRAYS = ("mean", "left", "right", "exponents", "profile", "shared", "files")
 """Names of a basis's arrays."""
 
+_MOST_HELD = 1 << 29
+"""Coefficients of a basis that is held decoded; a larger one is read tensor by tensor."""
+_HELD_OF_LARGE = 1 << 26
 _MAX_CLASS = 8191
 _MAX_EXPONENT = 60
 # A 16-bit integer that is lifted this far still fits 47 bits, so factors can be held as float64 or int64.
 _MAX_EXPONENT_SPREAD = 32
+
+
+def is_large_basis(coefficients: int) -> bool:
+    """Whether a basis of so many coefficients is read tensor by tensor."""
+    return coefficients > _MOST_HELD
 
 
 def step_of(record: StepRecord) -> Step:
@@ -111,13 +119,23 @@ class Basis:
         return sum(slot.record.numel for slot in self.slots.values())
 
     @property
+    def is_large(self) -> bool:
+        """Whether its numbers are too many to be held all at once: what was read longest ago is read again then."""
+        return is_large_basis(self.document.core_length)
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of the basis's arrays, without the metadata documents."""
         records = (array_record(self.document, name) for name in ARRAYS)
         return sum(record.size_bytes for record in records if record is not None)
 
     def prefetch(self) -> None:
-        """Read every array of numbers whole, one request per shard; later reads are served from memory."""
+        """Read every array of numbers whole, one request per shard; later reads are served from memory.
+
+        Of a basis that is large nothing is read ahead.
+        """
+        if self.is_large:
+            return
         with self._lock:
             names = [name for name in self._readers if name not in self._whole and name != "files"]
             readers = [self._readers[name] for name in names]
@@ -152,6 +170,8 @@ class Basis:
             if found is None:
                 group = self.slots[name].record.group
                 assert group is not None
+                if self.is_large:
+                    self._forget_for(self.groups[group])
                 self._load_group(self.groups[group])
                 found = self._stored[name]
             return found
@@ -163,6 +183,13 @@ class Basis:
             if found is None:
                 found = self._tensors[name] = TensorBasis.of(self.stored(name))
             return found
+
+    def _forget_for(self, group: Group) -> None:
+        """Make room for a read group: what others use stays for as long as they do."""
+        held = sum(stored.mean.numel() for stored in self._stored.values())
+        if held + group.coefficients > _HELD_OF_LARGE:
+            self._stored.clear()
+            self._tensors.clear()
 
     def _load_group(self, group: Group) -> None:
         first, last = self.slots[group.names[0]], self.slots[group.names[-1]]
@@ -202,7 +229,9 @@ class Basis:
             found = self._positions.get(group)
             if found is None:
                 profiles = [self.profile(name) for name in self.groups[group].names]
-                found = self._positions[group] = positions_of(profiles)
+                found = positions_of(profiles)
+                if not self.is_large:
+                    self._positions[group] = found
             return found
 
     def profile(self, name: str) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:

@@ -8,7 +8,7 @@ nothing about storage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -68,6 +68,10 @@ class PoolPositions:
             np.take(stored, self.index, out=out, mode="clip")
         else:
             out[significance_order(self.profiles)] = stored
+
+    def sort(self, values: Integers, out: Integers) -> None:
+        """Put a group's integers in coding order into the stored sequence: undoes :meth:`unsort`."""
+        out[:] = values[significance_order(self.profiles)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +164,25 @@ class TensorPositions:
         if self.runs is not None:
             self.runs.unsort(stored, out.reshape(p, q))
             return
+        for start, index in self._slices():
+            np.take(stored, index, out=out[start * q : start * q + len(index)], mode="clip")
+
+    def sort(self, values: Integers, out: Integers) -> None:
+        """Put the tensor's integers in row-major order into the stored sequence: undoes :meth:`unsort`."""
+        q = len(self.class_q)
+        for start, index in self._slices():
+            out[index] = values[start * q : start * q + len(index)]
+
+    def _slices(self) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+        """Some rows at a time, where their coefficients are stored; what is given is written over by the next."""
+        p, q = len(self.starts_pk), len(self.class_q)
         rows = max(1, _INDEX_SLICE // q)
         index = np.empty((min(rows, p), q), np.intp)
         for start in range(0, p, rows):
             part = index[: min(rows, p - start)]
             np.take(self.starts_pk[start : start + rows], self.class_q, axis=1, out=part, mode="clip")
             part += self.rank_q
-            np.take(stored, part.reshape(-1), out=out[start * q : start * q + part.size], mode="clip")
+            yield start, part.reshape(-1)
 
 
 Positions = PoolPositions | TensorPositions

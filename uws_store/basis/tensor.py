@@ -45,7 +45,7 @@ class TensorBasis:
     record : TensorRecord
         Its row of the table.
     mean_integers : torch.Tensor
-        int32, (m x n): the mean is ``mean_integers * 2**-record.mean_grid``.
+        int16 or int32, (m x n): the mean is ``mean_integers * 2**-record.mean_grid``.
     left, right : Side or None
         Factors; None is the identity.
     """
@@ -60,7 +60,8 @@ class TensorBasis:
         """Put the factors on their grids."""
         return cls(
             stored.record,
-            stored.mean.to(torch.int32),
+            # In 16 bits where it is stored so.
+            stored.mean,
             side_from_integers(stored.left) if stored.left else None,
             side_from_integers(stored.right) if stored.right else None,
         )
@@ -89,6 +90,16 @@ class TensorBasis:
                 core_pq, left=self.left, right=self.right, step=step, shift=self.record.shift
             )
         return canonical.round_to_dtype(values, dtype).reshape(self.record.shape)
+
+    def part(self, start: int, stop: int) -> TensorBasis:
+        """Some rows as a tensor of their own; `start` begins a block of the left factor, and `stop` ends one."""
+        left = self.left
+        if left is not None:
+            blocks = left.integers[start // left.block : -(-stop // left.block)]
+            left = Side(stop - start, left.block, left.rank, blocks, left.grid)
+        shape = (stop - start, *self.record.shape[1:])
+        record = self.record.model_copy(update={"shape": shape})
+        return TensorBasis(record, self.mean_integers[start:stop], left, self.right)
 
     def is_exact(self, core_pq: torch.Tensor, *, step: Step) -> bool:
         """Prove that canonical reconstruction of this core cannot round anywhere."""

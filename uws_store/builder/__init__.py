@@ -9,7 +9,9 @@ from uws_store.builder.encoded import EncodedModel, encode_within
 from uws_store.builder.member_step import member_step
 from uws_store.builder.members import Members, piece_name
 from uws_store.builder.memory import MemoryProjection, available_bytes, parse_bytes
+from uws_store.builder.object_folder import object_sizes
 from uws_store.builder.progress import Progress, silent
+from uws_store.builder.scratch import Scratch
 from uws_store.builder.search import DEFAULT_FIDELITY, Fidelity, FidelityKind, first_step
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.surveyed import BuiltBasis
@@ -28,6 +30,7 @@ __all__ = [
     "MemoryProjection",
     "Place",
     "Progress",
+    "Scratch",
     "WorkFolder",
     "ZooFiles",
     "available_bytes",
@@ -36,6 +39,7 @@ __all__ = [
     "encode_within",
     "first_step",
     "member_step",
+    "object_sizes",
     "parse_bytes",
     "piece_name",
     "resumed",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -18,6 +18,8 @@ from uws_store.basis import ARRAYS
 from uws_store.builder.files import pack_files
 from uws_store.builder.fit import TensorFit
 from uws_store.builder.members import Members
+from uws_store.builder.object_folder import ObjectFolder
+from uws_store.builder.scratch import Scratch
 from uws_store.builder.survey import TensorSurvey
 from uws_store.canonical import Step
 from uws_store.config import tool_version
@@ -34,7 +36,7 @@ from uws_store.metadata.basis import (
 )
 from uws_store.metadata.group import to_group_bytes
 from uws_store.plan import mean_grid
-from uws_store.store import encode_array
+from uws_store.store import EncodedArray, encode_array
 from uws_store.subspace import QuantisedSide
 from uws_store.tensor_bytes import bytes_of
 
@@ -42,6 +44,7 @@ __all__ = ["assemble_basis"]
 
 _MEAN_LIMIT = float(2**31 - 1)
 _SMALL_CHUNK = 1 << 17
+_MEAN_PART = 1 << 22
 
 
 def assemble_basis(
@@ -53,7 +56,7 @@ def assemble_basis(
     finest: Step,
     options: tuple[tuple[str, str], ...],
     workers: Workers | None = None,
-) -> tuple[BasisDocument, bytes, dict[str, bytes]]:
+) -> tuple[BasisDocument, bytes, Mapping[str, bytes]]:
     """Make the document, the group bytes and the objects of a basis.
 
     Parameters
@@ -75,33 +78,46 @@ def assemble_basis(
         The basis's document.
     group : bytes
         Its Zarr group document.
-    objects : dict of str to bytes
-        Every object below the basis's folder, the group document last.
+    objects : Mapping of str to bytes
+        Every object below the basis's folder, the group document last; of a large architecture an
+        :class:`uws_store.builder.object_folder.ObjectFolder`.
     """
     # A mean that would not fit 32 bits on its grid belongs to a tensor of another scale than the zoo's: private.
     fitted = {fit.survey.name: fit for fit in fits}
-    means = {name: _mean_on_grid(fit, finest) for name, fit in fitted.items()}
-    coded = _without_lone_factors({name: fit for name, fit in fitted.items() if means[name] is not None})
+    grids: dict[str, int] = {}
+    for name, fit in fitted.items():
+        grid = _grid_of_mean(fit, finest)
+        if grid is not None:
+            grids[name] = grid
+        members.scratch.forget()
+    coded = _without_lone_factors({name: fit for name, fit in fitted.items() if name in grids})
     products = dict.fromkeys(fit.survey.place.product for fit in coded.values() if fit.survey.place)
     numbers = {product: number for number, product in enumerate(products)}
     groups = _read_groups([coded[survey.name] for survey in surveys if survey.name in coded])
-    rows = tuple(_row(survey, coded.get(survey.name), means, groups, numbers) for survey in surveys)
+    rows = tuple(_row(survey, coded.get(survey.name), grids, groups, numbers) for survey in surveys)
     order = sorted(
         (survey.name for survey in surveys if survey.name in coded), key=lambda name: groups[name]
     )  # stable: coding order is by group, then by table
-    values = _arrays(members, rows, [coded[name] for name in order], means)
-    encoded = {
-        name: encode_array(
-            array,
-            chunk=layout.PRIVATE_CHUNK if name == "shared" else _SMALL_CHUNK,
-            page=None if name == "shared" else layout.page_for(len(array)),
-        )
-        for name, array in values.items()
-        if len(array)
-    }
+    values = _arrays(members, rows, [coded[name] for name in order], grids)
+    folder = ObjectFolder(members.scratch.folder) if members.is_large else None
+    encoded: dict[str, EncodedArray] = {}
+    for name in list(values):
+        array = values.pop(name)
+        if len(array):
+            encoded[name] = encode_array(
+                array,
+                chunk=layout.PRIVATE_CHUNK if name == "shared" else _SMALL_CHUNK,
+                page=None if name == "shared" else layout.page_for(len(array)),
+                made=_into(folder, name, members.scratch) if folder is not None else None,
+            )
+        del array
+        members.scratch.forget()
     files, file_array = pack_files(members.side_files)
     if file_array is not None:
         encoded["files"] = file_array
+        if folder is not None:
+            for path, data in file_array.objects.items():
+                folder.add(f"files/{path}", data)
     counts = [
         sum(coded[name].coefficients for name in order if groups[name] == g) for g in range(_count(groups))
     ]
@@ -133,6 +149,9 @@ def assemble_basis(
         ),
     )
     group = to_group_bytes(document)
+    if folder is not None:
+        folder.add(layout.GROUP_PATH, group)
+        return document, group, folder
     objects = {
         f"{name}/{path}": data
         for name in ARRAYS
@@ -152,14 +171,29 @@ def _without_lone_factors(coded: Mapping[str, TensorFit]) -> dict[str, TensorFit
     }
 
 
-def _mean_on_grid(fit: TensorFit, step: Step) -> tuple[torch.Tensor, int] | None:
-    """Round the mean to its grid; None when that needs over 32 bits."""
+def _into(folder: ObjectFolder, name: str, scratch: Scratch) -> Callable[[str, bytes], None]:
+    def take(path: str, data: bytes) -> None:
+        folder.add(f"{name}/{path}", data)
+        scratch.forget()
+
+    return take
+
+
+def _grid_of_mean(fit: TensorFit, step: Step) -> int | None:
+    """Choose the mean's grid; None when the mean needs over 32 bits on it."""
     rms = math.sqrt(fit.survey.change_energy / math.prod(fit.survey.shape)) / fit.survey.sensitivity
     grid = mean_grid(step=step.value * 2.0**-fit.shift, change_rms=rms)
-    whole = torch.round(fit.mean * math.ldexp(1.0, grid))
-    if not bool(whole.abs().max() < _MEAN_LIMIT) or abs(grid) > 256:
+    if abs(grid) > 256 or not all(
+        bool(whole.abs().max() < _MEAN_LIMIT) for whole in _mean_on_grid(fit, grid)
+    ):
         return None
-    return whole.to(torch.int32), grid
+    return grid
+
+
+def _mean_on_grid(fit: TensorFit, grid: int) -> Iterator[torch.Tensor]:
+    """Round the mean to its grid, some of it at a time: float64, 1-D."""
+    for part in torch.split(fit.mean.reshape(-1), _MEAN_PART):
+        yield torch.round(part.to(torch.float64) * math.ldexp(1.0, grid))
 
 
 def _read_groups(coded: Sequence[TensorFit]) -> dict[str, int]:
@@ -188,12 +222,11 @@ def _count(groups: dict[str, int]) -> int:
 def _row(
     survey: TensorSurvey,
     fit: TensorFit | None,
-    means: dict[str, tuple[torch.Tensor, int] | None],
+    grids: Mapping[str, int],
     groups: dict[str, int],
     products: dict[tuple[str, str], int],
 ) -> TensorRecord:
-    mean = means.get(survey.name)
-    if fit is None or mean is None:
+    if fit is None:
         return TensorRecord(
             name=survey.name,
             shape=survey.shape,
@@ -208,7 +241,7 @@ def _row(
         mode="coded",
         left=_side_record(fit.left),
         right=_side_record(fit.right),
-        mean_grid=mean[1],
+        mean_grid=grids[survey.name],
         shift=fit.shift,
         group=groups[survey.name],
         low_rank=LowRankRecord(product=products[survey.place.product], side=survey.place.side)
@@ -242,13 +275,17 @@ def _arrays(
     members: Members,
     rows: Sequence[TensorRecord],
     fits: Sequence[TensorFit],
-    means: dict[str, tuple[torch.Tensor, int] | None],
+    grids: Mapping[str, int],
 ) -> dict[str, np.ndarray[tuple[int], np.dtype[np.generic]]]:
+    length = sum(fit.mean.numel() for fit in fits)
+    mean = members.scratch.zeros((length,), np.int32) if members.is_large else np.zeros(length, np.int32)
+    at = 0
     parts: dict[str, list[np.ndarray[tuple[int], np.dtype[np.generic]]]] = {name: [] for name in ARRAYS}
     for fit in fits:
-        mean = means[fit.survey.name]
-        assert mean is not None
-        parts["mean"].append(mean[0].reshape(-1).numpy())
+        for whole in _mean_on_grid(fit, grids[fit.survey.name]):
+            mean[at : at + len(whole)] = whole.numpy()
+            at += len(whole)
+        members.scratch.forget()
         for name, side in (("left", fit.left), ("right", fit.right)):
             if side is not None:
                 parts[name].append(side.integers.numpy())
@@ -258,6 +295,13 @@ def _arrays(
         if row.mode == "shared":
             checkpoint = next(iter(members.checkpoints.values()))
             parts["shared"].append(np.frombuffer(bytes_of(checkpoint.read(row.name)), np.uint8))
-    return {
-        name: np.concatenate(arrays) if arrays else np.zeros(0, np.uint8) for name, arrays in parts.items()
-    }
+    parts["mean"] = [mean] if length else []
+    return {name: _joined(arrays) for name, arrays in parts.items()}
+
+
+def _joined(
+    arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.generic]]],
+) -> np.ndarray[tuple[int], np.dtype[np.generic]]:
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.uint8)

@@ -6,9 +6,12 @@ by read group, of what is stored alone because it is smaller so. Must not know h
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +23,8 @@ from uws_store.builder.alone import cheaper_alone, pack_private
 from uws_store.builder.encode_product import EncodedProduct, gauge_numbers, ranks_of
 from uws_store.builder.encoded import EncodedModel
 from uws_store.builder.files import own_files, pack_files
+from uws_store.builder.object_folder import ObjectFolder
+from uws_store.builder.scratch import Scratch
 from uws_store.canonical import Step
 from uws_store.checkpoint import RENAME_KEY, Checkpoint, TensorInfo
 from uws_store.dtypes import DTYPES
@@ -39,6 +44,10 @@ from uws_store.tensor_bytes import bytes_of, digest_of
 
 __all__ = ["EncodedTensors", "assemble_model"]
 
+T = TypeVar("T", bound=np.generic)
+Take = Callable[[str, bytes], None]
+Into = Callable[[str], Take | None]
+
 _SOURCE_METADATA_BYTES = 4096
 
 
@@ -54,6 +63,8 @@ class EncodedTensors:
         The source.
     step : Step
         The model's quantiser step.
+    scratch : Scratch or None
+        Where cores and residuals lie until they are packed; None is memory.
     cores : dict of str to numpy.ndarray
         int32 (p x q) of each coded tensor.
     private : list of (PrivateRecord, bytes)
@@ -79,6 +90,7 @@ class EncodedTensors:
     basis: Basis
     checkpoint: Checkpoint
     step: Step
+    scratch: Scratch | None = None
     cores: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
     private: list[tuple[PrivateRecord, bytes]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
@@ -105,6 +117,33 @@ class EncodedTensors:
         """Record a tensor that is the same at every tier."""
         self.compact_digests[name] = self.exact_digests[name] = digest
 
+    def held(self, values: npt.NDArray[T]) -> npt.NDArray[T]:
+        """Put an array where it is to lie."""
+        if self.scratch is None:
+            return values
+        return self.joined([values.reshape(-1)]).reshape(values.shape)
+
+    def joined(self, parts: Sequence[npt.NDArray[T]]) -> npt.NDArray[T]:
+        """Lay 1-D arrays end to end where they are to lie."""
+        if self.scratch is None:
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        joined = self.room(sum(map(len, parts)), parts[0].dtype)
+        at = 0
+        for part in parts:
+            joined[at : at + len(part)] = part
+            at += len(part)
+        self.scratch.forget()
+        return joined
+
+    def room(self, length: int, dtype: np.dtype[T]) -> npt.NDArray[T]:
+        """Zeros where they are to lie."""
+        return np.zeros(length, dtype) if self.scratch is None else self.scratch.zeros((length,), dtype.type)
+
+    def forget(self) -> None:
+        """Let go of memory for what lies on the disk."""
+        if self.scratch is not None:
+            self.scratch.forget()
+
     def dtype(self, name: str) -> str:
         """The dtype of a coded tensor in this model."""
         return self.dtypes.get(name, self.basis.table[name].dtype)
@@ -127,7 +166,12 @@ def assemble_model(
         For the record.
     """
     own_types = {made.dtype(name) for name in made.cores}
-    arrays = _pack_arrays(made, exact=exact, exact_overhead=exact_overhead)
+    folder = ObjectFolder(made.scratch.folder) if made.scratch is not None else None
+
+    def into(name: str) -> Take | None:
+        return functools.partial(_put, folder, name, made.forget) if folder is not None else None
+
+    arrays = _pack_arrays(made, into, exact=exact, exact_overhead=exact_overhead)
     shared_files, own = own_files(made.basis, made.checkpoint)
     files, file_array = pack_files(own)
     if file_array is not None:
@@ -175,12 +219,17 @@ def assemble_model(
         ),
         scores=scores,
     )
-    objects = {
+    objects: dict[str, bytes] = {
         f"{name}/{path}": data for name, array in arrays.items() for path, data in array.objects.items()
     }
     group = to_group_bytes(document)
     objects[layout.GROUP_PATH] = group
-    return EncodedModel(document, hashlib.sha256(group).hexdigest(), objects, tuple(made.notices))
+    found: Mapping[str, bytes] = objects
+    if folder is not None:
+        for path, data in objects.items():
+            folder.add(path, data)
+        found = folder
+    return EncodedModel(document, hashlib.sha256(group).hexdigest(), found, tuple(made.notices))
 
 
 def _total_error(made: EncodedTensors) -> float:
@@ -192,15 +241,20 @@ def _total_error(made: EncodedTensors) -> float:
     )
 
 
+def _put(folder: ObjectFolder, name: str, forget: Callable[[], None], path: str, data: bytes) -> None:
+    folder.add(f"{name}/{path}", data)
+    forget()
+
+
 def _pack_arrays(
-    made: EncodedTensors, *, exact: bool, exact_overhead: float | None
+    made: EncodedTensors, into: Into, *, exact: bool, exact_overhead: float | None
 ) -> dict[str, EncodedArray]:
     """The arrays that hold a model's weights, by name."""
     private = [(record.dtype, data) for record, data in made.private]
     if exact and exact_overhead is not None:
         private += _keep_groups(made, exact_overhead)
-    arrays = pack_private(private) | _pack_residuals(made)
-    core = _pack_core(made)
+    arrays = pack_private(private) | _pack_residuals(made, into)
+    core = _pack_core(made, into("core"))
     if core is not None:
         arrays["core"] = core
     gauge = gauge_numbers(made.products) if exact else None
@@ -211,16 +265,27 @@ def _pack_arrays(
     return arrays
 
 
-def _group_core(made: EncodedTensors, index: int) -> npt.NDArray[np.int32]:
+def _group_core(
+    made: EncodedTensors, index: int, *, out: npt.NDArray[np.integer] | None = None
+) -> npt.NDArray[np.integer]:
     """Integers of a read group, sorted by significance; zeros for tensors that are not coded here."""
     group = made.basis.groups[index]
-    pooled = np.zeros(group.coefficients, np.int32)
-    for name in group.names:
-        if name in made.cores:
-            offset = made.basis.slots[name].core_offset
-            flat = made.cores[name].reshape(-1)
-            pooled[offset : offset + len(flat)] = flat
-    return pooled[made.basis.order(index)]
+    out = np.empty(group.coefficients, np.int32) if out is None else out
+    if len(group.names) == 1 and group.names[0] in made.cores:
+        pooled = made.cores[group.names[0]].reshape(-1)
+    else:
+        pooled = np.zeros(group.coefficients, np.int32)
+        for name in group.names:
+            if name in made.cores:
+                offset = made.basis.slots[name].core_offset
+                flat = made.cores[name].reshape(-1)
+                pooled[offset : offset + len(flat)] = flat
+    if made.basis.is_large:
+        # An order of a large group takes several times what is ordered.
+        made.basis.positions(index).sort(pooled, out)
+    else:
+        out[:] = pooled[made.basis.order(index)]
+    return out
 
 
 def _group_residuals(made: EncodedTensors, index: int) -> dict[str, npt.NDArray[np.unsignedinteger]]:
@@ -256,31 +321,38 @@ def _keep_groups(made: EncodedTensors, overhead: float) -> list[tuple[str, bytes
     return kept
 
 
-def _pack_core(made: EncodedTensors) -> EncodedArray | None:
+def _pack_core(made: EncodedTensors, take: Take | None) -> EncodedArray | None:
     """Lay the read groups end to end."""
     document = made.basis.document
     if len(made.private_groups) == len(made.basis.groups):
         return None
-    core = np.zeros(document.core_length, np.int32)
-    for index, group in enumerate(made.basis.groups):
-        core[group.start : group.start + group.coefficients] = _group_core(made, index)
-    small = bool(np.abs(core).max(initial=0) < 1 << 15)
-    return encode_array(
-        core.astype(np.int16) if small else core, chunk=document.core_chunk, page=document.core_page
+    small = all(map(_fits_16_bits, made.cores.values()))
+    core: npt.NDArray[np.integer] = made.room(
+        document.core_length, np.dtype(np.int16) if small else np.dtype(np.int32)
     )
+    for index, group in enumerate(made.basis.groups):
+        _group_core(made, index, out=core[group.start : group.start + group.coefficients])
+        made.forget()
+    return encode_array(core, chunk=document.core_chunk, page=document.core_page, made=take)
 
 
-def _pack_residuals(made: EncodedTensors) -> dict[str, EncodedArray]:
+def _fits_16_bits(values: npt.NDArray[np.int32]) -> bool:
+    return not values.size or bool(values.max() < 1 << 15 and values.min() > -(1 << 15))
+
+
+def _pack_residuals(made: EncodedTensors, into: Into) -> dict[str, EncodedArray]:
     """One array per storage width: read groups end to end."""
     parts: dict[str, list[npt.NDArray[np.unsignedinteger]]] = {}
     for index in range(len(made.basis.groups)):
         for array, values in _group_residuals(made, index).items():
-            parts.setdefault(array, []).append(values)
+            parts.setdefault(array, []).append(made.held(values))
+        made.forget()
     return {
         name: encode_array(
-            np.concatenate(arrays),
+            made.joined(arrays),
             chunk=made.basis.document.residual_chunk,
             page=layout.page_for(sum(len(array) for array in arrays)),
+            made=into(name),
         )
         for name, arrays in parts.items()
     }

@@ -10,7 +10,7 @@ import math
 import torch
 
 from uws_store.builder.fit import TensorFit
-from uws_store.builder.members import Members, sample_tasks
+from uws_store.builder.members import Members, sample_tasks, sampled_share
 from uws_store.builder.planning import decisions, plan_document
 from uws_store.builder.progress import Progress, silent
 from uws_store.builder.search import Fidelity, find_step, first_step, step_beyond
@@ -106,6 +106,7 @@ class BasisBuilder:
             pilot if fidelity.kind == "bits" else frozenset(),
             len(coded),
             each_device(device),
+            sampled_share(self._parameters),
         )
         self._pilot = [survey for survey in coded if survey.name in pilot]
         self._rest = [survey for survey in coded if survey.name not in pilot]

@@ -18,6 +18,7 @@ from uws_store.builder.coded import AnalysisCache, CodeJob, code_tensor
 from uws_store.builder.encode_product import EncodedFactor, encode_product
 from uws_store.builder.encoded import EncodedModel
 from uws_store.builder.products import Form
+from uws_store.builder.scratch import Scratch
 from uws_store.builder.sources import naming
 from uws_store.canonical import Step
 from uws_store.checkpoint import Checkpoint, TensorInfo
@@ -32,6 +33,8 @@ from uws_store.residual import residual_classes, residual_of
 from uws_store.tensor_bytes import bytes_of, digest_of
 
 __all__ = ["EXACT_OVERHEAD", "encode_model"]
+
+_PART_ELEMENTS = 1 << 24
 
 EXACT_OVERHEAD = 0.005
 """Share by which core and residual of a read group may exceed its bits alone before it is stored alone.
@@ -78,12 +81,18 @@ def encode_model(
         What the checkpoint's reader raises.
     """
     step = step or step_of(basis.document.step)
-    made = EncodedTensors(basis, checkpoint, step)
+    scratch = (analyses.scratch if analyses is not None else None) or Scratch()
+    made = EncodedTensors(basis, checkpoint, step, scratch if basis.is_large else None)
     with one_thread():
         _Encoder(
             made, basis, checkpoint, step, exact, analyses or AnalysisCache(basis), rounding
         ).encode_all()
         return assemble_model(made, exact=exact, exact_overhead=exact_overhead, scores=scores)
+
+
+def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Some elements of a tensor at a time; all of them where they are not many."""
+    return torch.split(tensor.reshape(-1), _PART_ELEMENTS) if tensor.numel() > _PART_ELEMENTS else (tensor,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,7 @@ class _Encoder:
                 self.made.keep(info, tensor, f"it is not tied to {record.tied_to} here")
         elif not info.dtype.is_float:
             self.made.keep(info, tensor, f"it is {info.dtype.name}")
-        elif not bool(torch.isfinite(tensor.to(torch.float64)).all()):
+        elif not all(bool(torch.isfinite(part.to(torch.float64)).all()) for part in _parts(tensor)):
             self.made.keep(info, tensor, "it holds NaN or infinity")
         else:
             self._encode_coded(record, info, tensor)
@@ -160,15 +169,16 @@ class _Encoder:
     ) -> None:
         """Note a coded tensor: a factor of a product, or one that stands for itself."""
         self.made.energies[record.name] = error, energy
-        self.made.cores[record.name] = factor.core
+        self.made.cores[record.name] = self.made.held(factor.core)
         self.made.compact_digests[record.name] = digest_of(factor.compact)
         self.made.exact_digests[record.name] = digest_of(factor.source)
         if info.dtype.name != record.dtype:
             self.made.dtypes[record.name] = info.dtype.name
         if self.exact:
+            pairs = list(zip(_parts(factor.source), _parts(factor.prediction), strict=True))
             self.made.residuals[record.name] = (
-                residual_of(factor.source, factor.prediction, info.dtype),
-                residual_classes(factor.prediction, record.shift or 0),
+                self.made.joined([residual_of(own, told, info.dtype) for own, told in pairs]),
+                self.made.joined([residual_classes(told, record.shift or 0) for _, told in pairs]),
             )
 
     def encode_product(self, left: TensorRecord, right: TensorRecord, form: Form) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from uws_store.basis import Basis
+from uws_store.builder.object_folder import object_sizes
 from uws_store.builder.search import Fidelity
 from uws_store.canonical import Step
 from uws_store.metadata.model import ModelDocument
@@ -23,7 +24,7 @@ class EncodedModel:
         Its record.
     digest : str
         SHA-256, hex, of its group document: its name.
-    objects : dict of str to bytes
+    objects : Mapping of str to bytes
         Path below the model's folder to bytes; the group document comes last.
     notices : tuple of str
         What the user should know: tensors kept private and why.
@@ -31,19 +32,20 @@ class EncodedModel:
 
     document: ModelDocument
     digest: str
-    objects: dict[str, bytes]
+    objects: Mapping[str, bytes]
     notices: tuple[str, ...]
 
     @property
     def compact_bytes(self) -> int:
         """Bytes of everything that the weights of the compact tier need, metadata included."""
         beside = ("residual", "gauge/", "files/")
-        return sum(len(data) for path, data in self.objects.items() if not path.startswith(beside))
+        sizes = object_sizes(self.objects)
+        return sum(size for path, size in sizes.items() if not path.startswith(beside))
 
     @property
     def file_bytes(self) -> int:
         """Bytes of the side files that are the model's own, as stored, reported beside the weights."""
-        return sum(len(data) for path, data in self.objects.items() if path.startswith("files/"))
+        return sum(size for path, size in object_sizes(self.objects).items() if path.startswith("files/"))
 
     @property
     def private_bytes(self) -> int:
@@ -53,7 +55,7 @@ class EncodedModel:
     @property
     def size_bytes(self) -> int:
         """Bytes of all objects."""
-        return sum(len(data) for data in self.objects.values())
+        return sum(object_sizes(self.objects).values())
 
     def bits_per_parameter(self, basis: Basis) -> float:
         """Bits of the compact tier per basis-coded parameter: core, metadata and record, without private tensors."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from uws_store.builder.outside import Outside, coded_by_others
+from uws_store.builder.scratch import Scratch
 from uws_store.builder.sources import ZooFiles
 from uws_store.builder.survey import TensorSurvey
 from uws_store.builder.transform import Analysis
@@ -32,7 +33,7 @@ from uws_store.subspace import (
     side_from_integers,
 )
 
-__all__ = ["FitJob", "TensorFit", "fit_tensor", "held_members"]
+__all__ = ["FitJob", "TensorFit", "fit_tensor", "held_members", "spread_members"]
 
 _HELD_ELEMENTS = 1 << 27
 _LEAST_HELD = 8
@@ -56,7 +57,7 @@ class TensorFit:
     survey : TensorSurvey
         Which tensor.
     mean : torch.Tensor
-        float64, (m x n); zeros where the planner found that it does not pay.
+        float64, (m x n), of a tensor that is fitted by tiles float32; zeros where the planner found that it does not pay.
     choice : Choice
         The planner's decision.
     left, right : QuantisedSide or None
@@ -66,7 +67,8 @@ class TensorFit:
     shift : int
         The tensor's step is the family's times ``2**-shift``.
     samples : dict of str to torch.Tensor
-        Coefficients of the sampled tasks times ``2**shift``, float32, (p x q): for the search of the step.
+        Coefficients of the sampled tasks times ``2**shift``, float32, (p x q) or some of its rows: for the search of the
+        step.
     sharing : Sharing or None
         What the tensor shares beside its nulls, where that was asked for.
     outside : dict of str to Outside
@@ -74,6 +76,8 @@ class TensorFit:
     retreat : str
         Where the device had no room: ``slices`` when models were copied there one by one, ``cpu`` when the CPU did the
         work; else empty.
+    sampled_rows : torch.Tensor or None
+        int64, 1-D: which rows the samples have, rising; None for all.
     """
 
     survey: TensorSurvey
@@ -88,11 +92,22 @@ class TensorFit:
     sharing: Sharing | None = None
     outside: dict[str, Outside] = field(default_factory=dict)
     retreat: str = ""
+    sampled_rows: torch.Tensor | None = None
 
     @property
     def coefficients(self) -> int:
         """Coefficients of the tensor's core."""
         return len(self.rows) * len(self.columns)
+
+    @property
+    def sampled_classes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Classes of the rows that the samples have, and of the columns."""
+        return self.rows if self.sampled_rows is None else self.rows[self.sampled_rows], self.columns
+
+    @property
+    def sampled_part(self) -> float:
+        """How many coefficients a sampled one stands for."""
+        return 1.0 if self.sampled_rows is None else len(self.rows) / len(self.sampled_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +142,10 @@ class FitJob:
         Whether to code the sampled members by fits of the others, too.
     device : torch.device
         Where to do it.
+    sampled_share : float
+        Part of the sampled tasks' coefficients that is kept: below 1 for models beyond what a search can look at.
+    scratch : Scratch or None
+        Where what is as large as a large tensor lies.
     """
 
     files: ZooFiles
@@ -142,6 +161,8 @@ class FitJob:
     with_nulls: bool = False
     with_outside: bool = False
     device: torch.device = CPU
+    sampled_share: float = 1.0
+    scratch: Scratch | None = None
 
 
 def fit_tensor(job: FitJob) -> TensorFit:
@@ -173,7 +194,7 @@ def _fit(job: FitJob, device: torch.device, *, held_on: torch.device) -> TensorF
     tasks = list(survey.usable)
     count = held_members(survey.matrix[0] * survey.matrix[1], len(tasks))
     # The sampled members are among the held: their coefficients are wanted.
-    held = _spread(tasks, count, including=job.sampled)
+    held = spread_members(tasks, count, including=job.sampled)
     slices = (tensor for _, tensor in job.files.slices(survey.name, held))
     changes = [_matrix(survey, tensor) for tensor in fed(slices, held_on)]
     mean = torch.zeros_like(changes[0])
@@ -229,6 +250,8 @@ def _fit(job: FitJob, device: torch.device, *, held_on: torch.device) -> TensorF
             shift=job.shift,
             device=device,
         )
+    if fit.sampled_rows is not None:
+        outside = {task: each.of_rows(fit.sampled_rows) for task, each in outside.items()}
     return replace(fit, sharing=found, outside=outside)
 
 
@@ -250,19 +273,31 @@ def _finished(
         device=device,
     )
     samples: dict[str, torch.Tensor] = {}
+    picked: torch.Tensor | None = None
     variance: torch.Tensor | None = None
     for task, change in zip(changes, fed(changes.values(), device), strict=True):
         coefficients = analysis.coefficients(change)
         squared = coefficients.square()
         if task in job.sampled:
-            samples[task] = (coefficients * 2.0**shift).to(torch.float32).cpu()
+            if job.sampled_share < 1.0:
+                picked = _picked_rows(len(coefficients), job.sampled_share)
+            kept = coefficients if picked is None else coefficients[picked.to(coefficients.device)]
+            samples[task] = (kept * 2.0**shift).to(torch.float32).cpu()
         variance = squared if variance is None else variance.add_(squared)
     assert variance is not None
     profile = separable_profile if choice.candidate.ordered else flat_profile
     rows, columns = profile(variance / len(changes))
     # Classes order integers, and a finer step makes larger ones.
     rows = rows + PROFILE_UNITS_PER_OCTAVE * shift
-    return TensorFit(job.survey, mean, choice, left, right, rows, columns, shift, samples)
+    return TensorFit(
+        job.survey, mean, choice, left, right, rows, columns, shift, samples, sampled_rows=picked
+    )
+
+
+def _picked_rows(rows: int, share: float) -> torch.Tensor:
+    # At random: rows of coefficients fall in variance block by block, and a stride may meet the first of each.
+    picked = np.random.default_rng(0).permutation(rows)[: max(1, round(rows * share))]
+    return torch.from_numpy(np.sort(picked))
 
 
 def _matrix(survey: TensorSurvey, tensor: torch.Tensor) -> torch.Tensor:
@@ -270,7 +305,7 @@ def _matrix(survey: TensorSurvey, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float64, copy=True).reshape(survey.matrix)
 
 
-def _spread(tasks: Sequence[str], count: int, *, including: Sequence[str]) -> list[str]:
+def spread_members(tasks: Sequence[str], count: int, *, including: Sequence[str]) -> list[str]:
     """Pick members evenly, the sampled ones in any case, in the order of the tasks."""
     if count >= len(tasks):
         return list(tasks)

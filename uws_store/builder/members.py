@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,19 +21,22 @@ from uws_store.builder.files import common_files
 from uws_store.builder.memory import MemoryProjection
 from uws_store.builder.products import choose_form, find_products, largest_start
 from uws_store.builder.progress import Progress, silent
+from uws_store.builder.scratch import Scratch
 from uws_store.builder.search import Fidelity
 from uws_store.builder.sources import Place, ZooFiles
 from uws_store.builder.survey import Surveyed, SurveyJob, TensorSurvey, survey_tensor
+from uws_store.builder.tiles import is_large
 from uws_store.builder.work import WorkFolder, resumed
 from uws_store.checkpoint import Checkpoint, Names, RenamedCheckpoint, Renaming, ZooMember, open_checkpoint
 from uws_store.config import tool_version
 from uws_store.errors import IncompatibleError, InvalidInputError
 from uws_store.executors import Workers
 
-__all__ = ["SMALL_ELEMENTS", "Members", "piece_name", "sample_tasks"]
+__all__ = ["SMALL_ELEMENTS", "Members", "piece_name", "sample_tasks", "sampled_share"]
 
 SMALL_ELEMENTS = 1 << 28
 _PILOT_SHARE = 16
+_SCRATCH = "scratch"
 _SAMPLED_COEFFICIENTS = 1 << 27
 _SAMPLED_MODELS = 8
 _TIE_ELEMENTS = 1024
@@ -110,6 +114,7 @@ class Members:
             self._outliers: dict[str, tuple[str, ...]] = {}
             self._sha256: dict[str, str] = {}
             self.work: WorkFolder | None = None
+            self.scratch = Scratch()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -124,6 +129,7 @@ class Members:
         found.checkpoints = self.checkpoints.part(tasks)
         found.side_files = common_files(found.checkpoints)
         found.work = None
+        found.scratch = self.scratch
         found._outliers = {}  # noqa: SLF001 - of this class
         found._sha256 = dict(self._sha256)  # noqa: SLF001
         found._stack = ExitStack()  # noqa: SLF001
@@ -147,6 +153,9 @@ class Members:
             for text in (place.task, place.path, place.identity)
         ]
         self.work = WorkFolder(parent, [tool_version(), self.report.digest, *options, *places])
+        # What an earlier build that was killed left there is of no use.
+        shutil.rmtree(self.work.path / _SCRATCH, ignore_errors=True)
+        self.scratch = Scratch(self.work.path / _SCRATCH)
         if restart:
             self.work.clear()
         return self.work
@@ -193,6 +202,11 @@ class Members:
             shares_memory=shares_memory,
             crossed=fidelity.kind == "bits",
         )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether an architecture is so large that its means, and a basis's objects, lie on the disk while it is built."""
+        return is_large(sum(math.prod(signature.shape) for signature in self.report.majority))
 
     @property
     def is_small(self) -> bool:
@@ -280,6 +294,11 @@ def sample_tasks(tasks: Sequence[str], parameters: int) -> list[str]:
     count = max(1, min(_SAMPLED_MODELS, len(tasks), _SAMPLED_COEFFICIENTS // max(1, parameters)))
     picked = np.linspace(0, len(tasks) - 1, count).round().astype(int)
     return [tasks[index] for index in picked]
+
+
+def sampled_share(parameters: int) -> float:
+    """Part of a sampled member's coefficients that is kept."""
+    return min(1.0, _SAMPLED_COEFFICIENTS / max(1, parameters))
 
 
 def piece_name(task: str) -> str:

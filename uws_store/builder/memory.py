@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uws_store.basis import is_large_basis
 from uws_store.builder.fit import held_members
+from uws_store.builder.tiles import is_large, is_tiled, sampled_rows, tile_extents
 from uws_store.errors import InvalidInputError, MemoryLimitError
 
 __all__ = ["MemoryProjection", "available_bytes", "give_back", "parse_bytes", "resident_bytes"]
@@ -33,6 +35,9 @@ _FULL_SIDE, _WIDE_BLOCK = 1024, 256
 
 _FOLDS, _FOLDED_MODELS, _FOLDED_ELEMENTS = 4, 16, 1 << 18
 """How often the planner fits a tensor that is this small at most."""
+
+_SAMPLED, _BASIS_HELD, _SHARD = 1 << 27, 1 << 26, 1 << 29
+"""Coefficients that the search looks at, that are held of a basis read tensor by tensor, and of a shard."""
 
 _UNKNOWN_BASE_BYTES = 400 << 20
 _UNITS = {"": 1, "b": 1}
@@ -166,8 +171,9 @@ class MemoryProjection:
     def deriving_bytes(self, workers: int) -> int:
         """Peak until the basis is made: surveying, fitting, the search of the step, assembling."""
         whole = sum(self.elements)
-        # A slice as stored and the one read ahead, its values, their squares, the sum.
-        survey = self._largest(workers, lambda m, n: m * n * (2 * self.source_bytes + 3 * _REAL))
+        if is_large(whole):
+            return self._total(workers, self._deriving_large(workers) + self.pinned_bytes)
+        survey = self._largest(workers, self._survey_bytes)
         # Of a large zoo only a part is crossed, which may be most of it where one tensor is.
         fits = whole * (_REAL + 4 * self.sampled * (1 + self.crossed))
         fitting = fits + self._largest(workers, self._fit_bytes)
@@ -184,6 +190,8 @@ class MemoryProjection:
     def encoding_bytes(self, workers: int) -> int:
         """Peak while models are encoded."""
         whole, largest = sum(self.elements), max(self.elements, default=0)
+        if is_large_basis(whole):
+            return self._total(workers, self._encoding_large(workers))
         basis = whole * 20
         model = whole * (16 + (2 * self.source_bytes + 10 if self.exact else 0)) + largest * 12 * _REAL
         return self._total(workers, basis + workers * model)
@@ -228,7 +236,65 @@ class MemoryProjection:
     def _total(self, workers: int, arrays_bytes: float) -> int:
         return int(self.base_bytes + _LAZY_BYTES + workers * self.worker_bytes + _WASTE * arrays_bytes)
 
+    def _deriving_large(self, workers: int) -> float:
+        """Bytes of arrays until the basis is made, where means and objects lie on the disk."""
+        whole, largest = sum(self.elements), max(self.elements, default=0)
+        # Factors at 16 bits, and what the search of the step looks at.
+        factors = 2 * sum(m * min(m, _WIDE_BLOCK) + n * min(n, _WIDE_BLOCK) for m, n in self.matrices)
+        sampled = min(whole, _SAMPLED)
+        fits = factors + sampled * 4 * self.sampled * (1 + self.crossed)
+        survey = self._largest(workers, self._survey_bytes)
+        fitting = fits + self._largest(workers, self._fit_bytes)
+        searching = fits + sampled * 30
+        # Touched of one tensor's mean and of the mean on its grid, a shard of it encoded and put together.
+        shard = min(whole, _SHARD)
+        assembling = fits + max(2 * factors, largest * _REAL + shard * 4 * 3)
+        return max(survey, fitting, searching, assembling)
+
+    def _encoding_large(self, workers: int) -> float:
+        """Bytes of arrays while models are encoded, where the basis is read tensor by tensor."""
+        largest = max(self.elements, default=0)
+        # A tensor as stored, and its mean as it is read, joined, and held.
+        loading = largest * (self.source_bytes + 12)
+        # The tensor, what readers make of it, its mean, its integers twice; residuals and their classes as they are joined.
+        coding = max(largest, _BASIS_HELD) * 4 + largest * (
+            2 * self.source_bytes + 8 + (8 if self.exact else 0)
+        )
+        coding += self._tile(largest) * 12 * _REAL
+        # A read group's integers before and after, the order of its residuals and what sorts it; a shard of all.
+        packing = largest * (4 + 8 + (26 if self.exact else 0)) + largest // 4
+        shard = min(sum(self.elements), _SHARD) * 4 * 2
+        return workers * max(loading, coding, packing, shard)
+
+    def _tile(self, most: int) -> int:
+        """Elements of the largest piece of a tensor that is worked on at once."""
+        pieces = [
+            max(stop - start for start, stop in tile_extents((m, n))) * n if is_tiled((m, n)) else m * n
+            for m, n in self.matrices
+        ]
+        return max(pieces, default=most)
+
+    def _survey_bytes(self, m: int, n: int) -> int:
+        """A slice as stored and the one read ahead, its values, their squares, the sum."""
+        rows = tile_extents((m, n))[0][1] if is_tiled((m, n)) else m
+        return rows * n * (2 * self.source_bytes + 3 * _REAL)
+
+    def _tiled_bytes(self, m: int, n: int) -> int:
+        """Fitting by tiles: the planner's, then a tile of all members and the moments, then the result as it is kept."""
+        planned = sum(stop - start for start, stop in sampled_rows((m, n)))
+        rows = tile_extents((m, n))[0][1]
+        seen = held_members(planned * n, self.members) * planned * n * self.source_bytes
+        planning = seen + self._whole_bytes(planned, n)
+        sides = n * (n if n <= _FULL_SIDE else _WIDE_BLOCK) + rows * _WIDE_BLOCK
+        factors = 2 * (m * _WIDE_BLOCK + n * min(n, _FULL_SIDE))
+        at_once = rows * n * (self.members * self.source_bytes + 8 * _REAL)
+        fitting = seen + at_once + 4 * _REAL * sides + factors
+        return max(planning, fitting, m * n * 4 * 4 + factors)
+
     def _fit_bytes(self, m: int, n: int) -> int:
+        return self._tiled_bytes(m, n) if is_tiled((m, n)) else self._whole_bytes(m, n)
+
+    def _whole_bytes(self, m: int, n: int) -> int:
         held = held_members(m * n, self.members)
         # The changes, the planner's own copy, and what it measures a candidate with; moments and their eigenvectors.
         sides = sum(size * (size if size <= _FULL_SIDE else _WIDE_BLOCK) for size in (m, n))

@@ -8,7 +8,7 @@ nothing, and searches for no step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,6 +50,10 @@ class Outside:
     rows: torch.Tensor
     columns: torch.Tensor
     fitted_share: float
+
+    def of_rows(self, picked: torch.Tensor) -> Outside:
+        """Some rows of it alone."""
+        return replace(self, coefficients=self.coefficients[picked], rows=self.rows[picked])
 
 
 def coded_by_others(

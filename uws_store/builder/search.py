@@ -185,7 +185,8 @@ def step_beyond(fits: Sequence[TensorFit], step: float) -> float:
     tasks = sorted(set.intersection(*(set(fit.outside) for fit in measured))) if measured else []
     if not tasks:
         return 1.0
-    order = significance_order([(fit.rows.numpy(), fit.columns.numpy()) for fit in measured])
+    classes = [fit.sampled_classes for fit in measured]
+    order = significance_order([(rows.numpy(), columns.numpy()) for rows, columns in classes])
     orders = {
         task: significance_order(
             [(fit.outside[task].rows.numpy(), fit.outside[task].columns.numpy()) for fit in measured]
@@ -224,15 +225,17 @@ def _scorer(
     fits: Sequence[TensorFit], fidelity: Fidelity, *, overhead_bytes: float
 ) -> Callable[[float], float]:
     tasks = sorted(set.intersection(*(set(fit.samples) for fit in fits)))
-    order = significance_order([(fit.rows.numpy(), fit.columns.numpy()) for fit in fits])
+    classes = [fit.sampled_classes for fit in fits]
+    order = significance_order([(rows.numpy(), columns.numpy()) for rows, columns in classes])
     parameters = sum(math.prod(fit.survey.shape) for fit in fits)
     if fidelity.kind == "bits":
+        each = sum(fit.coefficients for fit in fits) / max(1, len(order))
 
         def bits(step: float) -> float:
             total = 0.0
             for task in tasks:
                 core_bytes = _bytes([fit.samples[task] for fit in fits], step, order)
-                total += 8 * (core_bytes + overhead_bytes) / parameters
+                total += 8 * (each * core_bytes + overhead_bytes) / parameters
             return fidelity.value - total / len(tasks)
 
         return bits
@@ -248,7 +251,7 @@ def _scorer(
             total = 0.0
             for fit in fits:
                 difference = fit.samples[task] - quantise(fit.samples[task], step, rounding="error") * step
-                scale = 4.0**-fit.shift * fit.survey.sensitivity**2
+                scale = 4.0**-fit.shift * fit.survey.sensitivity**2 * fit.sampled_part
                 total += float(difference.to(torch.float64).square().sum()) * scale
             worst = max(worst, total)
         return worst - allowed

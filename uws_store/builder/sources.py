@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,17 +139,39 @@ class ZooFiles(Mapping[str, Checkpoint]):
         """
         tasks = list(tasks)
         ahead = self._ahead(name, tasks[0]) if tasks else 0
+        yield from self._in_order(tasks, lambda task: self._read(task, name), ahead=ahead)
+
+    def tiles(
+        self, name: str, tasks: Iterable[str], start: int, stop: int
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Read rows ``start`` to ``stop`` of a tensor of several members, and only these; as :meth:`slices`."""
+        tasks = list(tasks)
+        ahead = self._ahead(name, tasks[0]) if tasks else 0
+        yield from self._in_order(tasks, lambda task: self.rows(name, task, start, stop), ahead=ahead)
+
+    def rows(self, name: str, task: str, start: int, stop: int) -> torch.Tensor:
+        """Read rows of a member's tensor, which is no factor; nobody may write into them."""
+        kept = self._kept.get((task, name))
+        if kept is not None:
+            return kept[start:stop]
+        with naming(f"reading rows {start} to {stop} of tensor {name!r} of task {task!r}"):
+            return self[task].read_rows(name, start, stop)
+
+    @staticmethod
+    def _in_order(
+        tasks: Sequence[str], read: Callable[[str], torch.Tensor], *, ahead: int
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         if not ahead:
             for task in tasks:
-                yield task, self._read(task, name)
+                yield task, read(task)
             return
         with ThreadPoolExecutor(ahead) as reader:
-            coming = deque(reader.submit(self._read, task, name) for task in tasks[:ahead])
+            coming = deque(reader.submit(read, task) for task in tasks[:ahead])
             try:
                 for index, task in enumerate(tasks):
                     tensor = coming.popleft().result()
                     if index + ahead < len(tasks):
-                        coming.append(reader.submit(self._read, tasks[index + ahead], name))
+                        coming.append(reader.submit(read, tasks[index + ahead]))
                     yield task, tensor
                     del tensor
             finally:

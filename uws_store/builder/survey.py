@@ -7,17 +7,20 @@ all surveys.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from uws_store.builder.products import FactorPlace
 from uws_store.builder.sources import ZooFiles
+from uws_store.builder.tiles import is_tiled, tile_extents
+from uws_store.checkpoint import TensorInfo
 from uws_store.dtypes import DTYPES, DType
-from uws_store.tensor_bytes import digest_of
+from uws_store.tensor_bytes import bytes_of, digest_of
 
 __all__ = ["SurveyJob", "Surveyed", "TensorSurvey", "is_statistic", "survey_tensor"]
 
@@ -114,6 +117,9 @@ def survey_tensor(job: SurveyJob) -> Surveyed:
     infos = {task: info for task in files if (info := files[task].tensors.get(name)) is not None}
     place = files.place(name)
     same_shape = [task for task in infos if files.holds(task, name, shape)]
+    rows = shape[0] if len(shape) > 1 else 1
+    if place is None and is_tiled((rows, math.prod(shape) // max(1, rows))):
+        return _by_tiles(job, infos, same_shape)
     energies: dict[str, float] = {}
     digests: dict[str, bytes] = {}
     total: torch.Tensor | None = None
@@ -142,6 +148,21 @@ def survey_tensor(job: SurveyJob) -> Surveyed:
         total = functools.reduce(
             torch.add, (tensor.to(torch.float64) for _, tensor in files.slices(name, usable))
         )
+    square = None if total is None else float((total / len(usable)).square().sum())
+    return _judged(job, infos, energies, digests, outliers=outliers, mean_square=square)
+
+
+def _judged(
+    job: SurveyJob,
+    infos: Mapping[str, TensorInfo],
+    energies: Mapping[str, float],
+    digests: dict[str, bytes],
+    *,
+    outliers: Sequence[str],
+    mean_square: float | None,
+) -> Surveyed:
+    """Classify a tensor by what was read; ``mean_square`` is the mean's sum of squares over the usable members."""
+    files, name, shape, usable = job.files, job.name, job.shape, tuple(energies)
     dtypes = [info.dtype.name for info in infos.values()]
     most = max(sorted(set(dtypes)), key=dtypes.count)
     everywhere = len(digests) == len(files)
@@ -151,12 +172,53 @@ def survey_tensor(job: SurveyJob) -> Surveyed:
         mode = "private"
     else:
         mode = "coded"
-    if total is None:
+    if mean_square is None:
         return Surveyed(TensorSurvey(name, shape, most, mode, None, usable), digests, tuple(outliers))
     mean_energy = sum(energies.values()) / len(usable)
-    change_energy = max(0.0, mean_energy - float((total / len(usable)).square().sum()))
+    change_energy = max(0.0, mean_energy - mean_square)
     survey = TensorSurvey(name, shape, most, mode, None, usable, mean_energy, change_energy)
     return Surveyed(_in_product(survey, files), digests, tuple(outliers))
+
+
+def _by_tiles(job: SurveyJob, infos: Mapping[str, TensorInfo], tasks: Sequence[str]) -> Surveyed:
+    """Survey a large tensor by tiles of its rows: each is read from every member, and then forgotten."""
+    hashes = {task: hashlib.sha256() for task in tasks}
+    energies = dict.fromkeys((task for task in tasks if infos[task].dtype.is_float), 0.0)
+    square = _pass(job, tasks, hashes, energies)
+    digests = {task: found.digest() + infos[task].dtype.name.encode() for task, found in hashes.items()}
+    usable = {task: energy for task, energy in energies.items() if not math.isnan(energy)}
+    outliers = _outliers(usable)
+    for task in outliers:
+        del usable[task]
+    if len(usable) < len(energies) and usable:
+        square = _pass(job, list(usable), {}, dict(usable))
+    return _judged(job, infos, usable, digests, outliers=outliers, mean_square=square if usable else None)
+
+
+def _pass(
+    job: SurveyJob, tasks: Sequence[str], hashes: Mapping[str, hashlib._Hash], energies: dict[str, float]
+) -> float:
+    """Read all tiles of some members; add to their energies, NaN for one that is not finite, and square their mean."""
+    rows = job.shape[0]
+    square = 0.0
+    for extent in tile_extents((rows, math.prod(job.shape[1:]))):
+        total: torch.Tensor | None = None
+        for task, tensor in job.files.tiles(job.name, tasks, *extent):
+            if task in hashes:
+                hashes[task].update(bytes_of(tensor))
+            if task not in energies:
+                continue
+            values = tensor.to(torch.float64)
+            energies[task] += float(values.square().sum())
+            if not math.isfinite(energies[task]) and not bool(torch.isfinite(values).all()):
+                energies[task] = math.nan
+            if total is None:
+                total = values.clone() if values is tensor else values
+            else:
+                total += values
+        if total is not None:
+            square += float((total / len(energies)).square().sum())
+    return square
 
 
 def _in_product(survey: TensorSurvey, files: ZooFiles) -> TensorSurvey:

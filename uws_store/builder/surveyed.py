@@ -17,11 +17,13 @@ from uws_store.basis import Basis
 from uws_store.builder.assemble import assemble_basis
 from uws_store.builder.coded import AnalysisCache
 from uws_store.builder.encode import encode_model
-from uws_store.builder.fit import FitJob, TensorFit, fit_tensor
+from uws_store.builder.fit import FitJob, TensorFit
+from uws_store.builder.fit_tiles import fit_any
 from uws_store.builder.guard import beaten_by_plain
 from uws_store.builder.member_step import member_step_option
 from uws_store.builder.members import Members
 from uws_store.builder.memory import give_back
+from uws_store.builder.object_folder import ObjectFolder, object_sizes
 from uws_store.builder.planning import factors_in_vain
 from uws_store.builder.progress import Progress
 from uws_store.builder.search import Fidelity
@@ -51,7 +53,7 @@ class BuiltBasis:
     ----------
     basis : Basis
         Open, over objects in memory.
-    objects : dict of str to bytes
+    objects : Mapping of str to bytes
         Path below the basis's folder to bytes; the group document comes last.
     surveys : tuple of TensorSurvey
         Every tensor of the architecture.
@@ -62,7 +64,7 @@ class BuiltBasis:
     """
 
     basis: Basis
-    objects: dict[str, bytes]
+    objects: Mapping[str, bytes]
     surveys: tuple[TensorSurvey, ...]
     fits: tuple[TensorFit, ...]
     step: Step
@@ -70,7 +72,7 @@ class BuiltBasis:
     @property
     def size_bytes(self) -> int:
         """Bytes of all objects."""
-        return sum(len(data) for data in self.objects.values())
+        return sum(object_sizes(self.objects).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ class SurveyedZoo:
         How many tensors are coded: a fit of all of them is guarded.
     devices : tuple of torch.device
         Where they are fitted, in turn.
+    sampled_share : float
+        Part of the sampled tasks' coefficients that is looked at.
     """
 
     members: Members
@@ -123,6 +127,7 @@ class SurveyedZoo:
     crossed: frozenset[str]
     coded_tensors: int
     devices: tuple[torch.device, ...] = (CPU,)
+    sampled_share: float = 1.0
     retreats: dict[str, str] = field(default_factory=dict)
     """Tensors for which a device had no room, as of :attr:`TensorFit.retreat`."""
     sharing: dict[str, Sharing] = field(default_factory=dict)
@@ -144,6 +149,8 @@ class SurveyedZoo:
                 with_nulls=survey.name in self.nulled and survey.name not in self.sharing,
                 with_outside=survey.name in self.crossed,
                 device=self.devices[index % len(self.devices)],
+                sampled_share=self.sampled_share,
+                scratch=self.members.scratch,
             )
             for index, survey in enumerate(coded)
         ]
@@ -155,9 +162,12 @@ class SurveyedZoo:
         fits: dict[int, TensorFit] = {}
         size_bytes = 0
         for index, fit in resumed(
-            self.members.work, self.workers, fit_tensor, jobs, names=names, kind=TensorFit
+            self.members.work, self.workers, fit_any, jobs, names=names, kind=TensorFit
         ):
             fits[index] = fit
+            if self.members.is_large:
+                fits[index] = replace(fit, mean=self.members.scratch.keep(fit.mean))
+                self.members.scratch.forget()
             if fit.retreat:
                 self.retreats[fit.survey.name] = fit.retreat
             if fit.sharing is not None:
@@ -243,6 +253,9 @@ class SurveyedZoo:
             workers=self.workers,
         )
         digest = hashlib.sha256(group).hexdigest()
+        if isinstance(objects, ObjectFolder):
+            basis = Basis.open(objects.storage, objects.prefix, digest=digest)
+            return BuiltBasis(basis, objects, self.surveys, tuple(fits), step)
         storage = MemoryStorage("build")
         prefix = layout.basis_prefix("build", digest)
         for path, data in objects.items():
@@ -259,7 +272,7 @@ class SurveyedZoo:
         before: tuple[float, float] | None = None
         for _ in range(_TRIMS):
             step = built.step
-            analyses = AnalysisCache(built.basis, device=self.devices[0])
+            analyses = AnalysisCache(built.basis, device=self.devices[0], scratch=self.members.scratch)
             encoded = [
                 encode_model(built.basis, self.members.checkpoints[task], step=step, analyses=analyses)
                 for task in self.sampled

@@ -6,6 +6,7 @@ time.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -52,6 +53,14 @@ class Analysis:
     def of(cls, basis: TensorBasis, *, device: torch.device = CPU) -> Analysis:
         """Make the analysis of a basis's tensor, for a device."""
         return cls(basis.left, basis.right, device=device)
+
+    def part(self, start: int, stop: int) -> Analysis:
+        """The analysis of some rows; `start` begins a block of the left factor, and `stop` ends one."""
+        if self._left is None:
+            return self
+        found = copy.copy(self)
+        found._left = self._left[start // self._left_block : -(-stop // self._left_block)]  # noqa: SLF001 - of this class
+        return found
 
     def coefficients(self, change_mn: torch.Tensor) -> torch.Tensor:
         """Project a change, (m x n) to (p x q), on the device."""

@@ -161,7 +161,7 @@ def with_scores(model: EncodedModel, scores: tuple[ScoreRecord, ...]) -> Encoded
         return model
     document = model.document.model_copy(update={"scores": scores})
     group = to_group_bytes(document)
-    objects = model.objects | {layout.GROUP_PATH: group}
+    objects = {**model.objects, layout.GROUP_PATH: group}
     return EncodedModel(document, hashlib.sha256(group).hexdigest(), objects, model.notices)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ def encode_array(
     page: int | None,
     cuts: Sequence[int] | None = None,
     level: int = layout.PCODEC_LEVEL,
+    made: Callable[[str, bytes], None] | None = None,
 ) -> EncodedArray:
     """Encode a 1-D array as the chunks and shards of a Zarr array.
 
@@ -74,6 +75,8 @@ def encode_array(
         Where pages begin instead, rising.
     level : int
         PCodec's effort; it never matters to a reader.
+    made : callable, optional
+        Takes each object by its path below the array's folder as it is made; none is held then.
     """
     chunks = -(-len(values) // chunk)
     blank = ObjectRecord(size=0, sha256="0" * 64)
@@ -94,10 +97,11 @@ def encode_array(
         shards = _integer_shards(values, chunk, cuts, level)
     objects: dict[str, bytes] = {}
     records: list[ObjectRecord] = []
+    take = made or objects.__setitem__
     for index, data in enumerate(shards):
-        objects[f"c/{index}"] = data
+        take(f"c/{index}", data)
         records.append(ObjectRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest()))
-    objects[layout.GROUP_PATH] = metadata
+    take(layout.GROUP_PATH, metadata)
     return EncodedArray(draft.model_copy(update={"shards": tuple(records)}), objects)
 
 

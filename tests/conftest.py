@@ -52,6 +52,15 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """On CI, show what is found only as the garbage collector comes by, and let it fail no test.
+
+    Which test it comes by in is chance, and seldom the one that left something open. Elsewhere it is an error.
+    """
+    if os.environ.get("CI"):
+        config.addinivalue_line("filterwarnings", "default::pytest.PytestUnraisableExceptionWarning")
+
+
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point the default registry and cache into a fresh temporary folder."""

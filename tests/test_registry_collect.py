@@ -126,7 +126,9 @@ def test_it_takes_two_visits_a_grace_period_apart(registry: Registry, clock: Clo
 
 def test_what_is_young_is_not_marked(registry: Registry, clock: Clock) -> None:
     upload(registry, 9)
-    assert collect(registry, grace_s=DAY).marked == ()
+    found = collect(registry, grace_s=DAY)
+    assert found.marked == ()
+    assert [item.prefix for item in found.young] == [prefix(9)]
     clock.now += DAY
     assert [item.prefix for item in collect(registry, grace_s=DAY).marked] == [prefix(9)]
 
@@ -384,8 +386,11 @@ def test_the_command_tells_what_it_did(tmp_path: Path) -> None:
     run_well("build", zoo, "--family", "mlp", "--registry", registry)
     run_well("delete", "mlp/task-01", "--registry", registry)
     shown = run_well("gc", "--registry", registry, "--grace", "1h", "--json").document
-    assert shown["removed"] == []
-    assert run_well("gc", "--dry-run", "--keep-last", 1, "--registry", registry).stdout != ""
+    assert shown["removed"] == shown["marked"] == []
+    assert len(shown["young"]) == 1
+    said = run_well("gc", "--dry-run", "--keep-last", 1, "--registry", registry)
+    assert "too young to tell" in said.stdout
+    assert "it is marked once it is 1d old" in said.stderr
     assert run("gc", "--grace", "1s", "--registry", registry).error_kind == "invalid-input/gc"
     assert run("gc", "--older-than", "soon", "--registry", registry).error_kind == "invalid-input/duration"
 

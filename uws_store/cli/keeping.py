@@ -39,12 +39,17 @@ def run_gc(
                 (f"{would}removed", *_measure(result.removed)),
                 (f"temporary files {would}removed", *_measure(result.leftovers)),
                 ("unreachable", *_measure(result.marked)),
+                ("too young to tell", *_measure(result.young)),
                 ("held by a publisher", str(len(result.held)), ""),
             )
         )
     )
     if result.marked and not dry_run:
         output.notice(f"what is unreachable is removed by the next run that is at least {grace} later")
+    if result.young:
+        output.notice(
+            f"nothing reaches what is too young to tell either; it is marked once it is {grace} old"
+        )
 
 
 def run_cache(action: str, *, output: Output) -> None:

@@ -81,6 +81,8 @@ class Collection:
         What was removed.
     marked : tuple of Removal
         What nothing reaches and a later visit removes.
+    young : tuple of Removal
+        What nothing reaches and is younger than the grace period: a publication at work may have uploaded it.
     held : tuple of str
         What nothing reaches and a publisher has a lease on.
     leftovers : tuple of Removal
@@ -92,6 +94,7 @@ class Collection:
     withdrawn: tuple[tuple[str, str, int], ...]
     removed: tuple[Removal, ...]
     marked: tuple[Removal, ...]
+    young: tuple[Removal, ...]
     held: tuple[str, ...]
     leftovers: tuple[Removal, ...]
     dry_run: bool
@@ -190,6 +193,11 @@ def collect(
             sizes[prefix]
             for prefix in sorted(garbage)
             if prefix not in set(removed) and (prefix in waiting or prefix in fresh)
+        ),
+        young=tuple(
+            sizes[prefix]
+            for prefix in sorted(garbage)
+            if prefix not in {*removed, *waiting, *fresh} and prefix not in leased
         ),
         held=tuple(held),
         leftovers=tuple(Removal(entry.path, 1, entry.size_bytes or 0) for entry in leftovers),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,10 @@ def azure_options(endpoint: str, *, key: str = KEY) -> dict[str, Any]:
 def azurite_folder(config: pytest.Config, factory: pytest.TempPathFactory) -> Path:
     """Where npm puts the emulator: pytest's cache, where there is one, since it takes half a minute."""
     kept = getattr(config, "cache", None)
-    return factory.mktemp("azurite") if kept is None else Path(kept.mkdir(f"azurite-{VERSION}"))
+    with contextlib.suppress(OSError):  # where nothing can be written, it is fetched each time
+        if kept is not None:
+            return Path(kept.mkdir(f"azurite-{VERSION}"))
+    return factory.mktemp("azurite")
 
 
 @contextlib.contextmanager
@@ -69,8 +72,7 @@ def _install(folder: Path) -> None:
     if npm is None:
         pytest.skip("npm is not installed, which fetches azurite")
     # Other workers may be at it too: who is first moves its copy into place.
-    own = folder / f"{os.getpid()}"
-    own.mkdir()
+    own = Path(tempfile.mkdtemp(dir=folder))
     try:
         subprocess.run(
             [npm, "install", "--no-audit", "--no-fund", "--loglevel=error", f"azurite@{VERSION}"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,6 +206,14 @@ def test_the_command_says_it_in_words_json_and_a_plot(tmp_path: Path) -> None:
     assert run("analyze", zoo, "--plot", plot).error_kind == "already-exists/file"
     assert run("analyze", zoo, "--plot", tmp_path / "a.txt").error_kind == "invalid-input/plot"
     assert run("analyze", tmp_path / "none").error_kind == "not-found/zoo"
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_before_the_zoo_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uws_store.report.zoo_plot", None)
+    ran = run("analyze", tmp_path / "none", "--plot", tmp_path / "zoo.svg")
+    assert ran.error_kind == "invalid-input/extra"
 
 
 @pytest.mark.skipif(not (ZOOS / "acasxu").is_dir(), reason="the zoo acasxu is not on this machine")

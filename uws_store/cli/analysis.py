@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,7 @@ def _check_plot(path: Path, *, overwrite: bool) -> None:
     if path.suffix not in {".svg", ".png", ".pdf"}:
         raise InvalidInputError(f"{path}: a plot is .svg, .png or .pdf", kind="invalid-input/plot")
     _require_free(path, overwrite=overwrite)
+    _load_draw_zoo()  # before minutes of analysis, not after them
 
 
 def _plan(zoo: str, *, output: Output, progress: Progress | None) -> PlanDocument | None:
@@ -146,7 +147,7 @@ def _require_free(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def _draw(analysis: ZooAnalysis, path: Path) -> None:
+def _load_draw_zoo() -> Callable[[ZooAnalysis, Path], None]:
     try:
         from uws_store.report.zoo_plot import draw_zoo  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
@@ -154,8 +155,12 @@ def _draw(analysis: ZooAnalysis, path: Path) -> None:
             f"a plot needs the package {error.name!r}; install the extra: pip install 'uws-store[report]'",
             kind="invalid-input/extra",
         ) from error
+    return draw_zoo
+
+
+def _draw(analysis: ZooAnalysis, path: Path) -> None:
     try:
-        draw_zoo(analysis, path)
+        _load_draw_zoo()(analysis, path)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}", kind="storage/io") from error
 

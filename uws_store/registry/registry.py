@@ -433,5 +433,6 @@ def _read_document(storage: Storage) -> RegistryDocument | None:
 
 def _no_registry(url: str) -> NotFoundError:
     return NotFoundError(
-        f"there is no registry at {url}; make one with: uws-store init {url}", kind="not-found/registry"
+        f"there is no registry at {url}; make one with: uws-store init {url}, or name another: --registry URL",
+        kind="not-found/registry",
     )

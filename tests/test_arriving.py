@@ -26,7 +26,7 @@ from uws_store.storage import CachedStorage, CacheFolder, LocalStorage, MemorySt
 from uws_store.store import ArrayReader, Arriving, arriving, encode_array
 
 SHAPES = {"a.weight": (384, 352), "b.weight": (512, 300), "c.weight": (300, 512), "d.bias": (20,)}
-WAIT_S = 30
+WAIT_S = 120
 
 
 class Server(CountingStorage):

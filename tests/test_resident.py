@@ -233,11 +233,24 @@ def test_a_large_module_that_was_half_written_is_told_of(nets: str, monkeypatch:
     family.switch(module, "task-00")
     family.switch(module, "task-01")
     assert _holds(module, _loaded(nets, "task-01"))
+    whole = resident_module._copy
+
+    def broken(targets: dict[str, list[torch.Tensor]], made: dict[str, torch.Tensor]) -> None:
+        whole(targets, {"fc1.weight": made["fc1.weight"]})
+        raise torch.OutOfMemoryError("the unforeseen")
+
     with monkeypatch.context() as patched:
-        _fail_at(patched, call=1, message="the unforeseen")
+        patched.setattr(resident_module, "_copy", broken)
         with pytest.raises(WorkerError) as caught:
             family.switch(module, "task-00")
     assert caught.value.kind == "worker/half-switched"
+    # What fails before anything was written leaves the module, and is no such error.
+    family.switch(module, "task-01")
+    with monkeypatch.context() as patched:
+        _fail_at(patched, call=1, message="the unforeseen")
+        with pytest.raises(RuntimeError, match="the unforeseen"):
+            family.switch(module, "task-00")
+    assert _holds(module, _loaded(nets, "task-01"))
     family.switch(module, "task-00")
     assert _holds(module, _loaded(nets, "task-00"))
 

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import torch
 
-from uws_store.errors import MemoryLimitError
+from uws_store.errors import InvalidInputError, MemoryLimitError
 
-__all__ = ["CPU", "each_device", "fed", "first_that_fits", "told_of_retreat"]
+__all__ = ["CPU", "each_device", "fed", "first_that_fits", "one_device", "told_of_retreat", "usable_device"]
 
 T = TypeVar("T")
 
@@ -119,3 +119,32 @@ def told_of_retreat(way: str, device: torch.device) -> str:
     if way == "cpu":
         return f"is made on the CPU: {device.type} has no room for it"
     return f"is made by {way} on {device.type}, which has no room for all of it"
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Refuse a device that cannot hold weights, or that this machine has not.
+
+    Raises
+    ------
+    InvalidInputError
+        Kind ``invalid-input/device``.
+    """
+    try:
+        place = torch.device(device)
+        # Also refuses a device that this build or machine has not.
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInputError(
+            f"device {device!r} cannot be used: {error}", kind="invalid-input/device"
+        ) from error
+    if place.type == "meta":
+        raise InvalidInputError(
+            "device 'meta' holds no weights; pass a module on it as into=, with the device the weights shall be on",
+            kind="invalid-input/device",
+        )
+    return place
+
+
+def one_device(device: str | torch.device) -> torch.device:
+    """A usable device by its number: a bare ``cuda`` is the one that is current now, whichever is current later."""
+    return torch.empty(0, device=usable_device(device)).device

@@ -24,7 +24,6 @@ from uws_store.api.encoding import (
     remarks_on_promise,
 )
 from uws_store.api.generation import current_bases, nearest_basis
-from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.options import read_overhead
 from uws_store.api.packing import pack_staged
@@ -34,7 +33,7 @@ from uws_store.architecture import compare
 from uws_store.basis import Basis
 from uws_store.builder import EncodedModel, Progress
 from uws_store.checkpoint import Checkpoint, Renaming, open_checkpoint, task_of
-from uws_store.device import CPU, each_device
+from uws_store.device import CPU, each_device, usable_device
 from uws_store.errors import AlreadyExistsError, IncompatibleError
 from uws_store.fidelity import EvaluationFunction, Judge, OnMiss, read_request
 from uws_store.metadata.log import Action, ModelAction

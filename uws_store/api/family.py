@@ -14,9 +14,10 @@ import torch
 
 from uws_store import layout
 from uws_store.api.cache import reader_of
-from uws_store.api.load_options import check_dtype, check_tier, checked_decode, usable_device
+from uws_store.api.load_options import check_dtype, check_tier, checked_decode
 from uws_store.api.opening import open_registry
 from uws_store.basis import Basis, Decode
+from uws_store.device import one_device
 from uws_store.errors import IncompatibleError, InvalidInputError
 from uws_store.loader import LazyStateDict, Resident, memory_errors
 from uws_store.model import Model, Tier
@@ -93,7 +94,7 @@ class Family:
     ) -> None:
         self.registry = registry
         self.name = name
-        self.device = usable_device(device)
+        self.device = one_device(device)
         self.decode = checked_decode(decode, tier="compact")
         self._cache_bytes = cache_bytes
         self._residents: dict[str, Resident] = {}
@@ -162,7 +163,7 @@ class Family:
         """
         check_tier(tier)
         check_dtype(dtype)
-        place = self.device if device is None else usable_device(device)
+        place = self.device if device is None else one_device(device)
         arithmetic = checked_decode(self.decode if decode is None else decode, tier=tier)
         entry = self.resolve(task, revision=revision, refresh=refresh)
         # On the CPU every model of a basis shares what is made ready from it anyway.

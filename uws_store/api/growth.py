@@ -40,7 +40,6 @@ from uws_store.api.generation import (
     remarks_on_groups,
     share_of,
 )
-from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.packing import pack_staged
 from uws_store.api.results import AddResult, ExtendResult
@@ -56,7 +55,7 @@ from uws_store.builder import (
     parse_bytes,
 )
 from uws_store.checkpoint import Checkpoint, open_checkpoint, scan_zoo
-from uws_store.device import each_device
+from uws_store.device import each_device, usable_device
 from uws_store.errors import IncompatibleError, InvalidInputError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.metadata.log import Action, BasisAction, ModelAction, PackPlace

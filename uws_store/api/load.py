@@ -11,7 +11,7 @@ import torch
 
 from uws_store.api.family import open_family
 from uws_store.basis import Decode
-from uws_store.loader import LazyStateDict, fill_module
+from uws_store.loader import LazyStateDict, fill_module, fit_module
 from uws_store.model import Tier
 from uws_store.registry import Registry
 
@@ -131,7 +131,10 @@ def load_model(
     )
     if into is None:
         return weights
-    return fill_module(into, weights.materialize(), strict=strict, name=f"{family}/{weights.task}")
+    name = f"{family}/{weights.task}"
+    # What does not fit is found before it is fetched.
+    fit_module(into, weights.model.sources, strict=strict, name=name, shape_of=weights.shape)
+    return fill_module(into, weights.materialize(), strict=strict, name=name)
 
 
 @overload
@@ -179,13 +182,16 @@ async def aload_model(
 
     def load() -> LazyStateDict | torch.nn.Module | None:
         weights = load_model(family, task, **options)
+        name = f"{family}/{weights.task}"
+        if into is not None:
+            fit_module(into, weights.model.sources, strict=strict, name=name, shape_of=weights.shape)
         tensors = weights.materialize(stopped=stopped)
         with filling:
             if stopped.is_set():
                 return None
             if into is None:
                 return weights
-            return fill_module(into, tensors, strict=strict, name=f"{family}/{weights.task}")
+            return fill_module(into, tensors, strict=strict, name=name)
 
     running = asyncio.get_running_loop().run_in_executor(None, load)
     try:

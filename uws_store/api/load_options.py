@@ -1,4 +1,4 @@
-"""How weights are made: device, arithmetic, tier and type, checked before anything is read."""
+"""How weights are made: arithmetic, tier and type, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uws_store.basis import Decode
 from uws_store.errors import InvalidInputError
 from uws_store.model import Tier
 
-__all__ = ["check_dtype", "check_tier", "checked_decode", "usable_device"]
+__all__ = ["check_dtype", "check_tier", "checked_decode"]
 
 _TIERS = ("compact", "exact", "mean")
 
@@ -39,21 +39,3 @@ def checked_decode(decode: Decode, *, tier: Tier) -> Decode:
             kind="invalid-input/decode",
         )
     return decode
-
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """Refuse a device that cannot hold weights, or that this machine has not."""
-    try:
-        place = torch.device(device)
-        # Also refuses a device that this build or machine has not.
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidInputError(
-            f"device {device!r} cannot be used: {error}", kind="invalid-input/device"
-        ) from error
-    if place.type == "meta":
-        raise InvalidInputError(
-            "device 'meta' holds no weights; pass a module on it as into=, with the device the weights shall be on",
-            kind="invalid-input/device",
-        )
-    return place

@@ -9,11 +9,11 @@ import torch
 
 from uws_store.analysis import bases_of
 from uws_store.api.encoding import scratch
-from uws_store.api.load_options import usable_device
 from uws_store.api.options import choose_fidelity, expected
 from uws_store.builder import BasisBuilder, Members, Progress, available_bytes, parse_bytes
 from uws_store.builder.planning import PLAN_KIND
 from uws_store.checkpoint import Renaming, scan_zoo
+from uws_store.device import usable_device
 from uws_store.errors import InvalidInputError, StorageError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.metadata.plan import PlanDocument

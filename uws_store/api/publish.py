@@ -19,7 +19,6 @@ from uws_store.api.adapters import remarks_on_adapters
 from uws_store.api.building import BuildRequest, MadeBasis, StoredPart, make_basis, store_part
 from uws_store.api.encoding import StoredModel
 from uws_store.api.generation import basis_options, remarks_on_groups, share_of
-from uws_store.api.load_options import usable_device
 from uws_store.api.opening import open_registry
 from uws_store.api.options import choose_fidelity, expected, read_overhead
 from uws_store.api.packing import is_packed, pack_staged
@@ -30,6 +29,7 @@ from uws_store.basis import step_of
 from uws_store.builder import Members, Progress, available_bytes, parse_bytes
 from uws_store.checkpoint import Renaming, scan_zoo
 from uws_store.config import cache_folder
+from uws_store.device import usable_device
 from uws_store.errors import AlreadyExistsError, InvalidInputError
 from uws_store.executors import ExecutorSpec, Workers
 from uws_store.fidelity import EvaluationFunction, OnMiss, read_request, summarise

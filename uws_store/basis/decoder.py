@@ -19,7 +19,7 @@ import torch
 from uws_store.basis.digits import byte_products_are_exact
 from uws_store.basis.opened import Basis
 from uws_store.basis.positions import KEPT_INDEX
-from uws_store.basis.stack import Decode, Stack, fits_float32, rounded
+from uws_store.basis.stack import Decode, Stack, fits_float32, float32_is_whole, rounded
 from uws_store.basis.wide import WideTensor
 from uws_store.canonical import Step
 from uws_store.dtypes import DType
@@ -100,7 +100,7 @@ class Decoder:
             for batch in job.batches
             for name in batch.names
         }
-        self._numbers: dict[tuple[int, int], Stack | WideTensor] = {}
+        self._numbers: dict[tuple[int, int, Decode], Stack | WideTensor] = {}
         self._indexes: dict[int, npt.NDArray[np.integer]] = {}
         self._lock = threading.Lock()
 
@@ -158,17 +158,13 @@ class Decoder:
         """
         what = self.jobs[index].batches[batch]
         own = None if core is None else core[what.start : what.start + math.prod(what.shape)].view(what.shape)
-        numbers = self._ready(index, batch)
+        numbers = self._ready(index, batch, self._arithmetic(what, step))
         if isinstance(numbers, WideTensor):
             if dtypes[0] is None:
                 return [None]
             made = numbers.predict(None if own is None else own[0], step=step, dtype=dtypes[0])
             if made is not None:
                 return [made]
-            numbers = self._stack(what, "canonical")
-        elif self.decode == "fast" and not all(
-            fits_float32(self.basis.stored(name), step) for name in what.names
-        ):
             numbers = self._stack(what, "canonical")
         values = numbers.predict(own, step=step)
         if len(set(dtypes)) == 1 and dtypes[0] is not None:
@@ -204,9 +200,18 @@ class Decoder:
                 self._indexes[group] = own
         np.take(stored, own, out=out, mode="clip")
 
-    def _ready(self, index: int, batch: int) -> Stack | WideTensor:
+    def _arithmetic(self, what: Batch, step: Step) -> Decode:
+        """Fast, unless that would not keep its bound here."""
+        fast = (
+            self.decode == "fast"
+            and float32_is_whole(self.device)
+            and all(fits_float32(self.basis.stored(name), step) for name in what.names)
+        )
+        return "fast" if fast else "canonical"
+
+    def _ready(self, index: int, batch: int, decode: Decode) -> Stack | WideTensor:
         with self._lock:
-            found = self._numbers.get((index, batch))
+            found = self._numbers.get((index, batch, decode))
         if found is not None:
             return found
         what = self.jobs[index].batches[batch]
@@ -224,11 +229,14 @@ class Decoder:
             if self.basis.is_large:
                 return made
         else:
-            made = self._stack(what, self.decode)
+            made = self._stack(what, decode)
             if self.device.type == "cpu" and made.size_bytes > _KEPT_BYTES:
                 return made
+        if self.device.type == "cuda":
+            # Another thread may be on another stream, which does not wait for this one.
+            torch.cuda.current_stream(self.device).synchronize()
         with self._lock:
-            return self._numbers.setdefault((index, batch), made)
+            return self._numbers.setdefault((index, batch, decode), made)
 
     def _stack(self, batch: Batch, decode: Decode) -> Stack:
         return Stack([self.basis.stored(name) for name in batch.names], device=self.device, decode=decode)

@@ -22,7 +22,7 @@ from uws_store.dtypes import DType
 from uws_store.metadata.basis import TensorRecord
 from uws_store.subspace import QuantisedSide, side_shape
 
-__all__ = ["Decode", "Stack", "fits_float32", "rounded"]
+__all__ = ["Decode", "Stack", "fits_float32", "float32_is_whole", "rounded"]
 
 Decode = Literal["canonical", "fast"]
 """``canonical``: the bits on record. ``fast``: float32 products, within a stated distance of them."""
@@ -176,6 +176,16 @@ def rounded(values: torch.Tensor, dtype: DType, *, decode: Decode) -> torch.Tens
     if dtype.torch == torch.float64:
         return values.to(torch.float64)
     return values.clamp_(-dtype.max_finite, dtype.max_finite).to(dtype.torch)
+
+
+def float32_is_whole(device: torch.device) -> bool:
+    """Whether products of float32 are made in it: a process may have allowed TF32 or bfloat16 in their place."""
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul = getattr(backend, "matmul", None)
+    asked = getattr(matmul, "fp32_precision", None)
+    if asked is None:  # before torch 2.9
+        return torch.get_float32_matmul_precision() == "highest"
+    return asked in {"ieee", "none"}
 
 
 def fits_float32(tensor: StoredTensor, step: Step) -> bool:

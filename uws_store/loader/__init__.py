@@ -5,7 +5,15 @@ from __future__ import annotations
 from uws_store.loader.construct import build_module
 from uws_store.loader.conversion import memory_errors
 from uws_store.loader.lazy import LazyStateDict, TensorSlice
-from uws_store.loader.module import fill_module
+from uws_store.loader.module import fill_module, fit_module
 from uws_store.loader.resident import Resident
 
-__all__ = ["LazyStateDict", "Resident", "TensorSlice", "build_module", "fill_module", "memory_errors"]
+__all__ = [
+    "LazyStateDict",
+    "Resident",
+    "TensorSlice",
+    "build_module",
+    "fill_module",
+    "fit_module",
+    "memory_errors",
+]

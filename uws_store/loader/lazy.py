@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from uws_store.device import one_device
 from uws_store.errors import NotFoundError
+from uws_store.loader.ambient import plain_arithmetic
 from uws_store.loader.construct import build_module
 from uws_store.loader.conversion import converted, memory_errors
 from uws_store.loader.decoding import Checks, make_tensors
@@ -122,7 +124,8 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
         with self._lock:
             found = self._made.get(key)
             if found is None:
-                with memory_errors(f"{name} of {self.family}/{self.task}", self.device):
+                what = f"{name} of {self.family}/{self.task}"
+                with memory_errors(what, self.device), plain_arithmetic(self.device):
                     made = self.model.tensor(
                         key, tier=self.tier, device=self.device, decode=self.decode, decoder=self._decoder
                     )
@@ -157,8 +160,16 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
         return TensorSlice(self, name)
 
     def to(self, device: str | torch.device) -> LazyStateDict:
-        """The same weights on another device; what was made is copied, the rest will be made there."""
-        place = torch.device(device)
+        """The same weights on another device; what was made is copied, the rest will be made there.
+
+        Raises
+        ------
+        InvalidInputError
+            When the device cannot be used (kind ``invalid-input/device``).
+        MemoryLimitError
+            When what was made does not fit there (kind ``memory-limit/device``).
+        """
+        place = one_device(device)
         moved = LazyStateDict(
             self.model,
             family=self.family,
@@ -195,7 +206,8 @@ class LazyStateDict(Mapping[str, torch.Tensor]):
         with self._lock:
             left = {key for key in keys.values() if key not in self._made}
             if left:
-                with memory_errors(f"{self.family}/{self.task}", self.device):
+                what = f"{self.family}/{self.task}"
+                with memory_errors(what, self.device), plain_arithmetic(self.device):
                     self._made |= make_tensors(
                         self.model,
                         left,

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from uws_store.errors import IncompatibleError
+from uws_store.loader.correspond import inner_module, own_names
 
 __all__ = ["Fit", "fill_module", "fit_module"]
 
@@ -25,13 +26,19 @@ class Fit:
 
     Attributes
     ----------
+    module : torch.nn.Module
+        The module itself, without what is wrapped around it.
     own : dict of str to torch.Tensor
-        What of the module will be filled: its parameters and persistent buffers that the state dict has.
+        What of the module will be filled, by the state dict's names: its parameters and persistent buffers.
+    keys : dict of str to str
+        What the module calls them.
     on_meta : bool
         Whether some of the module has no memory, so that it must be filled by assignment.
     """
 
+    module: torch.nn.Module
     own: dict[str, torch.Tensor]
+    keys: dict[str, str]
     on_meta: bool
 
 
@@ -48,7 +55,7 @@ def fit_module(
     Parameters
     ----------
     module : torch.nn.Module
-        With or without memory behind its parameters.
+        With or without memory behind its parameters; one that is compiled or data-parallel stands for what is in it.
     names : mapping
         Keyed by the state dict's names.
     strict : bool
@@ -63,11 +70,16 @@ def fit_module(
     ------
     IncompatibleError
         When keys or shapes do not fit, or a tensor without memory would be left (kind ``incompatible/module``).
+    InvalidInputError
+        When it is no module (kind ``invalid-input/module``).
     """
+    module = inner_module(module)
     own = module.state_dict(keep_vars=True)
-    filled = {id(value) for key, value in own.items() if key in names}
-    missing = [key for key, value in own.items() if key not in names and id(value) not in filled]
-    unexpected = [key for key in names if key not in own]
+    keys = own_names(module, names)
+    there = set(keys.values())
+    filled = {id(value) for key, value in own.items() if key in there}
+    missing = [key for key, value in own.items() if key not in there and id(value) not in filled]
+    unexpected = [name for name, key in keys.items() if key not in own]
     problems: list[str] = []
     if strict and unexpected:
         problems.append(
@@ -75,7 +87,7 @@ def fit_module(
         )
     if strict and missing:
         problems.append("Missing key(s) in state_dict: " + ", ".join(f'"{key}"' for key in missing) + ". ")
-    fitting = {key: value for key, value in own.items() if key in names and isinstance(value, torch.Tensor)}
+    fitting = {key: own[mine] for key, mine in keys.items() if isinstance(own.get(mine), torch.Tensor)}
     problems += [
         f"size mismatch for {key}: copying a param with shape {torch.Size(shape_of(key))} from checkpoint, "
         f"the shape in current model is {value.shape}."
@@ -98,7 +110,12 @@ def fit_module(
             + "\n\t".join(problems),
             kind="incompatible/module",
         )
-    return Fit(fitting, any(value.is_meta for value in fitting.values()))
+    return Fit(
+        module,
+        fitting,
+        {key: keys[key] for key in fitting},
+        any(value.is_meta for value in fitting.values()),
+    )
 
 
 def fill_module(module: M, tensors: Mapping[str, torch.Tensor], *, strict: bool, name: str) -> M:
@@ -128,15 +145,19 @@ def fill_module(module: M, tensors: Mapping[str, torch.Tensor], *, strict: bool,
     fit = fit_module(
         module, tensors, strict=strict, name=name, shape_of=lambda key: tuple(tensors[key].shape)
     )
-    ties = _ties(module) if fit.on_meta else []
-    # Names were compared above; torch would call a tied one missing.
-    module.load_state_dict({key: tensors[key] for key in fit.own}, strict=False, assign=fit.on_meta)
+    inner = fit.module
+    ties = _ties(inner) if fit.on_meta else []
+    # What was made in inference mode can be written there alone, and everything else is trained on outside of it.
+    with torch.inference_mode(any(own.is_inference() for own in fit.own.values())):
+        # Names were compared above; torch would call a tied one missing.
+        own_tensors = {key: tensors[name] for name, key in fit.keys.items()}
+        inner.load_state_dict(own_tensors, strict=False, assign=fit.on_meta)
     for names in ties:
         # Assignment gives each name a parameter of its own.
-        source = next((key for key in names if key in tensors), None)
+        source = next((key for key in names if key in own_tensors), None)
         if source is not None:
             for key in names:
-                _set_parameter(module, key, module.get_parameter(source))
+                _set_parameter(inner, key, inner.get_parameter(source))
     return module
 
 

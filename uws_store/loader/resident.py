@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from uws_store.basis import Basis, Decode, Decoder, shared_decoder
-from uws_store.errors import InvalidInputError, MemoryLimitError, WorkerError
+from uws_store.errors import InvalidInputError, WorkerError
+from uws_store.loader.ambient import plain_arithmetic
 from uws_store.loader.conversion import largest_weight, memory_errors, require_range
+from uws_store.loader.correspond import inner_module
 from uws_store.loader.decoding import Checks, as_they_come
 from uws_store.loader.module import Fit, fill_module, fit_module
 from uws_store.loader.workers import place_for, run_tasks
@@ -125,7 +127,8 @@ class Resident:
             if found is not None:
                 self._hot.move_to_end(digest)
                 return found
-        made = self._read(open_model())
+        with plain_arithmetic(self.device):
+            made = self._read(open_model())
         with self._lock:
             found = self._hot.setdefault(digest, made)
             self._hot.move_to_end(digest)
@@ -167,7 +170,7 @@ class Resident:
                     hot.largest[name] = largest_weight(tensor)
             return made
 
-        with memory_errors(hot.model.where, self.device):
+        with memory_errors(hot.model.where, self.device), plain_arithmetic(self.device):
             tensors = finish({name: tensor.clone() for name, tensor in hot.others.items()})
             tasks = [lambda index=index: finish(self._job(hot, index, tier=tier)) for index in self._jobs]
             for made in run_tasks(tasks, where=self._where):
@@ -197,9 +200,10 @@ class Resident:
             When something unforeseen fails while a large model is written (kind ``worker/half-switched``): the module
             holds parts of two models until it is switched again.
         """
+        inner = inner_module(module)
         with self._lock:
-            lock = self._modules.setdefault(module, threading.Lock())
-        with lock, torch.no_grad():
+            lock = self._modules.setdefault(inner, threading.Lock())
+        with lock, plain_arithmetic(self.device):
             sources = hot.model.sources
             fit = fit_module(
                 module, sources, strict=strict, name=name, shape_of=lambda key: sources[key].shape
@@ -220,16 +224,17 @@ class Resident:
                 _copy(targets, self.make(hot, tier="compact", verify=False))
                 return
             tasks = [lambda index=index: self._switch_job(hot, index, targets) for index in self._jobs]
+            with memory_errors(name, self.device):
+                # The largest is made alone first: if that succeeds, memory is no longer short.
+                (first,) = run_tasks(
+                    [lambda: self._job(hot, self._jobs[0], tier="compact")],
+                    where="worker" if self._where == "workers" else self._where,
+                )
             try:
-                with memory_errors(name, self.device):
-                    if self._where == "workers":
-                        # The largest alone first: from here on memory is no longer short.
-                        run_tasks(tasks[:1], where="worker")
-                        tasks = tasks[1:]
-                    run_tasks(tasks, where=self._where)
-                    _copy(targets, hot.others)
-            except MemoryLimitError:
-                raise
+                _copy(targets, first)
+                del first
+                run_tasks(tasks[1:], where=self._where)
+                _copy(targets, hot.others)
             except Exception as error:
                 raise WorkerError(
                     f"{name} was not written whole: {error}; the module holds parts of two models now, switch it again "
@@ -306,7 +311,11 @@ def _size_of(targets: Mapping[str, list[torch.Tensor]]) -> int:
 def _copy(targets: Mapping[str, list[torch.Tensor]], made: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in made.items():
         for own in targets.get(name, ()):
-            own.copy_(tensor)
+            if own.is_inference():  # made in inference mode, and written there alone
+                with torch.inference_mode():
+                    own.copy_(tensor)
+            else:
+                own.copy_(tensor)
 
 
 def _narrowed(integers: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,8 @@ from uws_store.api import aload_model
 from uws_store.api.family import Family, open_family
 from uws_store.basis import Decoder
 from uws_store.basis.stack import float32_is_whole
-from uws_store.errors import InvalidInputError
+from uws_store.errors import FormatError, InvalidInputError
+from uws_store.loader import decoding
 from uws_store.registry import Registry
 from uws_store.storage import LocalStorage
 
@@ -271,6 +272,28 @@ def vits(tmp_path_factory: pytest.TempPathFactory) -> str:
         module.save_pretrained(folder / "zoo" / task)
     uws_store.build(folder / "zoo", family="vits", registry=str(folder / "registry"), exact=True)
     return str(folder / "registry")
+
+
+@pytest.mark.parametrize("tier", ["compact", "mean"])
+def test_integers_and_digests_of_what_is_made_elsewhere_are_worked_on_side_by_side(
+    nets: str, monkeypatch: pytest.MonkeyPatch, tier: str
+) -> None:
+    def load() -> dict[str, torch.Tensor]:
+        return open_family("mlp", registry=nets).load("task-01", tier=cast("Any", tier)).materialize()
+
+    expected = load()
+    monkeypatch.setattr(decoding, "is_elsewhere", lambda _device: True)
+    monkeypatch.setattr(decoding, "place_for", lambda _device, _count: "here")
+    for checked_bytes in (1, 1 << 30):
+        monkeypatch.setattr(decoding, "_CHECKED_BYTES", checked_bytes)
+        found = load()
+        assert found.keys() == expected.keys()
+        assert all(same_bits(found[name], tensor) for name, tensor in expected.items())
+    monkeypatch.setattr(decoding, "digest_of", lambda _tensor: bytes(32))
+    if tier == "compact":
+        with pytest.raises(FormatError) as caught:
+            load()
+        assert caught.value.kind == "format/tensor-digest"
 
 
 class TestRenaming:

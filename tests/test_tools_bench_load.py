@@ -20,6 +20,7 @@ BENCH = Path(__file__).resolve().parents[1] / "tools" / "bench"
 sys.path.insert(0, str(BENCH))
 
 import forged_vit  # noqa: E402 - found only now
+import load_device  # noqa: E402
 import load_disk  # noqa: E402
 import load_links  # noqa: E402
 import load_report  # noqa: E402
@@ -28,6 +29,7 @@ import s3_stand_in  # noqa: E402
 import throttled_link  # noqa: E402
 
 import uws_store  # noqa: E402
+from uws_store.api import open_family  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +124,49 @@ def test_results_are_written_whole() -> None:
     document = load_report.load_document(rows)
     assert [row["what"] for row in document["rows"]] == ["ours", "theirs"]
     assert document["rows"][1]["goal"] == ""
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+        ),
+    ],
+)
+def test_switches_on_a_device_stand_beside_the_copy_and_the_floors(
+    forged: forged_vit.ForgedVit, device: str
+) -> None:
+    rows = load_device.measure_device(forged, device, repeats=1, tasks=120, quick=True)
+    switches, floors, held = rows[:3], rows[3:-1], rows[-1]
+    assert [row.what.split(",")[0] for row in switches] == [
+        "uws-store",
+        "uws-store",
+        "copy of the float32 weights from page-locked memory",
+    ]
+    assert all(
+        row.seconds and row.seconds > 0 and row.size_bytes == 4 * forged.parameters for row in switches
+    )
+    assert len(floors) == 4
+    assert all(row.seconds and row.value for row in floors)
+    assert "120 tasks" in held.what
+    assert held.size_bytes is not None
+    assert held.size_bytes >= 120 * forged.parameters, "a byte or more for each integer of each task"
+    assert not any(row.goal for row in rows), "goals are those of a large network on a GPU"
+
+
+def test_products_are_counted_by_the_blocks_of_their_factors(forged: forged_vit.ForgedVit) -> None:
+    basis = open_family(forged_vit.FAMILY, registry=str(forged.registry)).basis()
+    width = 192
+    # Blocks of 256 on sides beyond 1024; the others whole: patches, queries and so on, projection, two of the MLP, head.
+    sides = [
+        (width, 768),
+        (3 * width, width),
+        (width, width),
+        (4 * width, width),
+        (width, 4 * width),
+        (1000, width),
+    ]
+    expected = sum(2 * (m * n * n + m * m * n) for m, n in sides if m * n >= 1 << 17)
+    assert load_device.product_operations(basis) == expected

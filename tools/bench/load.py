@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from forged_vit import ForgedVit, forge_vit
+from load_device import measure_device
 from load_disk import Rivals, measure_disk
 from load_links import LINKS, measure_links
 from load_memory import measure_memory
@@ -29,6 +30,7 @@ def measure_loading(
     *,
     quick: bool = False,
     digits: Path | None = None,
+    device: str | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> list[LoadRow]:
     """Measure everything.
@@ -41,6 +43,8 @@ def measure_loading(
         A network of a hundredth of the size, and fewer repeats: shows that the bench runs, not how fast.
     digits : Path, optional
         A folder of trained digits networks to switch between, instead of forged ones.
+    device : str, optional
+        A GPU to switch the large network on.
     say : callable
         Told what is being done.
     """
@@ -61,6 +65,9 @@ def measure_loading(
         say("links are left out: they need moto[server] and s3fs")
     say("memory")
     rows += measure_memory(forged)
+    if device is not None:
+        say(f"switching on {device}")
+        rows += measure_device(forged, device, repeats=5 if quick else 50, quick=quick)
     say("switching the digits networks")
     return rows + measure_switching(folder / "digits", repeats=20 if quick else 200, digits=digits)
 

@@ -33,6 +33,7 @@ def add_load_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser
         type=Path,
         help="a folder of trained digits networks to switch between, instead of forged ones",
     )
+    parser.add_argument("--device", help="also switch the large network on this device, such as cuda")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
     parser.add_argument("--verbose", action="store_true", help="say on standard error what is being done")
 
@@ -46,7 +47,11 @@ def run_load(options: argparse.Namespace, console: Console) -> int:
 
     with tempfile.TemporaryDirectory(prefix="uws-bench-") as name:
         result = measure_loading(
-            options.folder or Path(name), quick=options.quick, digits=options.digits, say=say
+            options.folder or Path(name),
+            quick=options.quick,
+            digits=options.digits,
+            device=options.device,
+            say=say,
         )
     show_load(result, console)
     if options.json:
@@ -59,4 +64,5 @@ def run_load(options: argparse.Namespace, console: Console) -> int:
 def _command(options: argparse.Namespace) -> str:
     """What was run, without names of folders."""
     digits = " --digits FOLDER" if options.digits else ""
-    return "python tools/bench load" + (" --quick" if options.quick else "") + digits
+    device = f" --device {options.device}" if options.device else ""
+    return "python tools/bench load" + (" --quick" if options.quick else "") + digits + device

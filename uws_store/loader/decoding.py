@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 
+import numpy as np
 import torch
 
 from uws_store.basis import Decoder
@@ -17,9 +18,12 @@ from uws_store.loader.workers import place_for, run_tasks
 from uws_store.model import Fetch, Model, Tier
 from uws_store.tensor_bytes import digest_of
 
-__all__ = ["Checks", "as_they_come", "make_tensors"]
+__all__ = ["Checks", "gathered", "make_tensors"]
 
 Made = dict[str, torch.Tensor]
+
+_CHECKED_BYTES = 256 << 20
+"""Tensors on a device are checked when so many bytes of them are made."""
 
 
 class Checks:
@@ -115,25 +119,97 @@ def make_tensors(
         return {name: done(name, model.stored_tensor(name).to(decoder.device))}
 
     coefficients = sum(decoder.jobs[index].coefficients for index in jobs)
-    where = place_for(decoder.device, coefficients)
     found: Made = {}
     # The model comes while its basis is read, and is decoded while the rest of it comes.
     with model.fetch(tier, stopped=stopped) as fetch:
         model.basis.prefetch()
 
         def tasks() -> Iterator[Callable[[], Made]]:
-            for index in as_they_come(fetch, decoder, jobs):
-                yield functools.partial(decode, index)
+            if is_elsewhere(decoder.device):
+                cores = {} if tier == "mean" else gathered(fetch, model, decoder, jobs)
+                yield lambda: _made_elsewhere(model, decoder, jobs, cores, wanted, tier=tier, done=done)
+            else:
+                for index in as_they_come(fetch, decoder, jobs):
+                    yield functools.partial(decode, index)
             if fetch.wait_for_private():
                 for name in wanted - decoded:
                     yield functools.partial(read, name)
 
-        for made in run_tasks(tasks(), where=where, stopped=stopped):
+        for made in run_tasks(tasks(), where=place_for(decoder.device, coefficients), stopped=stopped):
             found |= made
         if stopped is not None and stopped.is_set():
             return {}
         fetch.finish()
     return found
+
+
+def is_elsewhere(device: torch.device) -> bool:
+    """Whether products are made on a device of their own, and this machine's cores are free for the rest."""
+    return device.type != "cpu"
+
+
+def gathered(fetch: Fetch, model: Model, decoder: Decoder, jobs: Collection[int]) -> dict[int, torch.Tensor]:
+    """Decode a model's integers for some jobs, on the CPU, in bytes where they fit: those of a large one by all cores."""
+    cores: dict[int, torch.Tensor] = {}
+
+    def gather(index: int) -> None:
+        cores[index] = _narrowed(decoder.gather(index, model.stored_core))
+
+    coefficients = sum(decoder.jobs[index].coefficients for index in jobs)
+    where = place_for(torch.device("cpu"), coefficients)
+    tasks = (functools.partial(gather, index) for index in as_they_come(fetch, decoder, jobs))
+    # Nothing here is split over torch's threads, so that one worker would gain nothing over this thread.
+    run_tasks(tasks, where="workers" if where == "workers" else "here")
+    return cores
+
+
+def _made_elsewhere(
+    model: Model,
+    decoder: Decoder,
+    jobs: Collection[int],
+    cores: dict[int, torch.Tensor],
+    wanted: Collection[str],
+    *,
+    tier: Tier,
+    done: Callable[[str, torch.Tensor], torch.Tensor],
+) -> Made:
+    """Make tensors on a device job by job, in this thread and its stream, and check them by all cores."""
+    found: Made = {}
+    waiting: Made = {}
+
+    def check() -> None:
+        # Threads have streams of their own, and what they begin must be over before this one goes on.
+        _settle(decoder.device)
+        names = list(waiting)
+        tasks = [functools.partial(done, name, waiting.pop(name)) for name in names]
+        found.update(zip(names, run_tasks(tasks, where="workers"), strict=True))
+        _settle(decoder.device)
+
+    for index in jobs:
+        if tier != "mean" and index not in cores:  # it was stopped
+            break
+        core = cores.pop(index).to(decoder.device) if index in cores else None
+        made = model.decode_job(decoder, index, tier=tier, core=core)
+        waiting |= {name: tensor for name, tensor in made.items() if name in wanted}
+        if sum(tensor.nbytes for tensor in waiting.values()) >= _CHECKED_BYTES:
+            check()
+    check()
+    return found
+
+
+def _settle(device: torch.device) -> None:
+    """Wait until a device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _narrowed(integers: torch.Tensor) -> torch.Tensor:
+    """Hold integers in bytes where they fit: nearly all cores do."""
+    if integers.numel() == 0 or integers.dtype == torch.int8:
+        return integers
+    held = integers.numpy()
+    fits = int(held.min()) >= -128 and int(held.max()) < 128
+    return torch.from_numpy(held.astype(np.int8)) if fits else integers
 
 
 def as_they_come(fetch: Fetch, decoder: Decoder, jobs: Iterable[int]) -> Iterator[int]:

@@ -7,14 +7,12 @@ on the device. Knows nothing about names of families.
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from uws_store.basis import Basis, Decode, Decoder, shared_decoder
@@ -22,7 +20,7 @@ from uws_store.errors import InvalidInputError, WorkerError
 from uws_store.loader.ambient import plain_arithmetic
 from uws_store.loader.conversion import largest_weight, memory_errors, require_range
 from uws_store.loader.correspond import inner_module
-from uws_store.loader.decoding import Checks, as_they_come
+from uws_store.loader.decoding import Checks, gathered
 from uws_store.loader.module import Fit, fill_module, fit_module
 from uws_store.loader.workers import place_for, run_tasks
 from uws_store.model import Model, Tier
@@ -51,6 +49,8 @@ class HotModel:
         Largest absolute weight of the tensors that some module keeps in another dtype.
     verified : bool
         Whether its tensors were compared with the record.
+    stream : torch.cuda.Stream or None
+        On which its memory was taken.
     """
 
     model: Model
@@ -58,6 +58,13 @@ class HotModel:
     others: Made
     largest: dict[str, float] = field(default_factory=dict)
     verified: bool = False
+    stream: torch.cuda.Stream | None = None
+
+    def lend(self, stream: torch.cuda.Stream | None) -> None:
+        """Keep the memory, when the model is dropped, until another stream has done with it."""
+        if stream is not None and stream != self.stream:
+            for part in (*self.cores, *self.others.values()):
+                part.record_stream(stream)
 
     @property
     def size_bytes(self) -> int:
@@ -158,6 +165,7 @@ class Resident:
         MemoryLimitError
             When they do not fit on the device (kind ``memory-limit/device``).
         """
+        hot.lend(_stream_of(self.device))
         # Integers that gave the right digests once give them again.
         check = verify and not (hot.verified and tier == "compact")
         checks = Checks(hot.model, tier=tier, coded=self.decode == "canonical")
@@ -220,6 +228,7 @@ class Resident:
                 _copy(targets, made)
                 return
             self._require_ranges(hot, targets)
+            hot.lend(_stream_of(self.device))
             if _size_of(targets) <= _BESIDE_BYTES:
                 _copy(targets, self.make(hot, tier="compact", verify=False))
                 return
@@ -254,25 +263,19 @@ class Resident:
             _copy(targets, self._job(hot, index, tier="compact"))
 
     def _read(self, model: Model) -> HotModel:
-        cores: dict[int, torch.Tensor] = {}
-
-        def gather(index: int) -> None:
-            cores[index] = _narrowed(self.decoder.gather(index, model.stored_core)).to(self.device)
-
         with memory_errors(model.where, self.device), model.fetch("compact") as fetch:
             self.basis.prefetch()
             jobs = range(len(self.decoder.jobs))
-            tasks = (functools.partial(gather, index) for index in as_they_come(fetch, self.decoder, jobs))
-            # Nothing here is split over torch's threads, so that one worker would gain nothing over this thread.
-            run_tasks(tasks, where="workers" if self._where == "workers" else "here")
+            cores = gathered(fetch, model, self.decoder, jobs)
             fetch.finish()
+            held = [cores.pop(index).to(self.device) for index in jobs]
             others = {
                 name: model.stored_tensor(name).to(self.device)
                 for name, source in model.sources.items()
                 if source.kind in {"private", "shared"}
             }
         model.forget()
-        return HotModel(model, [cores[index] for index in jobs], others)
+        return HotModel(model, held, others, stream=_stream_of(self.device))
 
     def _targets(self, hot: HotModel, fit: Fit) -> dict[str, list[torch.Tensor]]:
         """What of a module each tensor goes into; a tied name goes where its tensor goes."""
@@ -318,10 +321,5 @@ def _copy(targets: Mapping[str, list[torch.Tensor]], made: Mapping[str, torch.Te
                 own.copy_(tensor)
 
 
-def _narrowed(integers: torch.Tensor) -> torch.Tensor:
-    """Hold integers in bytes where they fit: nearly all cores do."""
-    if integers.numel() == 0 or integers.dtype == torch.int8:
-        return integers
-    held = integers.numpy()
-    fits = int(held.min()) >= -128 and int(held.max()) < 128
-    return torch.from_numpy(held.astype(np.int8)) if fits else integers
+def _stream_of(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None

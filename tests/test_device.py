@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -175,6 +176,17 @@ def test_where_nothing_has_room_the_error_is_typed() -> None:
     assert "fitting w" in caught.value.message
     assert tried == ["all", "tiles", "cpu"]
     assert first_that_fits([("", full("all")), ("tiles", lambda: 7)], what="x") == (7, "tiles")
+    for words in (
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+        "CUDA error: out of memory",
+        "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+    ):
+        ways: list[tuple[str, Callable[[], int]]] = [
+            ("", functools.partial(_raise, RuntimeError(words))),
+            ("tiles", lambda: 7),
+        ]
+        assert first_that_fits(ways, what="x") == (7, "tiles")
     with pytest.raises(RuntimeError, match="another"):
         first_that_fits([("", lambda: _raise(RuntimeError("another"))), ("cpu", lambda: 7)], what="x")
 

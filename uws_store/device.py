@@ -19,6 +19,13 @@ T = TypeVar("T")
 
 CPU = torch.device("cpu")
 
+_FULL = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "out of memory",
+    "can't allocate memory",
+)
+
 
 def each_device(device: torch.device) -> tuple[torch.device, ...]:
     """Give the devices that a name stands for: every GPU for a bare ``cuda``, else the one."""
@@ -99,11 +106,13 @@ def first_that_fits(ways: Sequence[tuple[str, Callable[[], T]]], *, what: str) -
     MemoryLimitError
         When there is memory for none (kind ``memory-limit/device``).
     """
-    cause: torch.OutOfMemoryError | None = None
+    cause: RuntimeError | None = None
     for name, way in ways:
         try:
             return way(), name
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_full(error):
+                raise
             # Its traceback holds on to what was on the device.
             cause = error.with_traceback(None)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -112,6 +121,11 @@ def first_that_fits(ways: Sequence[tuple[str, Callable[[], T]]], *, what: str) -
         f"{what} finds no memory, on the CPU neither; give fewer --workers, or work where there is more",
         kind="memory-limit/device",
     ) from cause
+
+
+def _is_full(error: RuntimeError) -> bool:
+    """Whether something found no memory: libraries of a device, and the CPU's allocator, have no error of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL)
 
 
 def told_of_retreat(way: str, device: torch.device) -> str:

@@ -5,8 +5,11 @@ What is large here is so because the bounds are lowered.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from safetensors.torch import load_file
 from zoo_support import make_zoo, same_bits
 
 import uws_store
+from uws_store.api import plan
 from uws_store.basis import opened
 from uws_store.basis.positions import positions_of
 from uws_store.builder import BuiltBasis, Fidelity, Members, build_basis, fit, fit_tiles, members, tiles
@@ -24,7 +28,7 @@ from uws_store.builder.object_folder import ObjectFolder
 from uws_store.builder.scratch import Scratch
 from uws_store.checkpoint import scan_zoo
 from uws_store.checkpoint.safetensors_file import SafetensorsFile
-from uws_store.errors import InvalidInputError, StorageError
+from uws_store.errors import InvalidInputError, MemoryLimitError, StorageError
 from uws_store.plan import Candidate, Choice, SideChoice
 
 SHAPES = {
@@ -257,6 +261,56 @@ def test_a_folder_of_objects_goes_with_its_last_user(tmp_path: Path) -> None:
     assert list((tmp_path / "objects").iterdir())
     del folder
     assert not list((tmp_path / "objects").iterdir())
+
+
+def _sparse_llamas(folder: Path, *, count: int) -> Path:
+    """Write checkpoints of LLaMA-3-8B's shapes that are all header and hole."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (128256, 4096)}
+    for index in range(32):
+        at = f"model.layers.{index}"
+        shapes |= {
+            f"{at}.self_attn.q_proj.weight": (4096, 4096),
+            f"{at}.self_attn.k_proj.weight": (1024, 4096),
+            f"{at}.self_attn.v_proj.weight": (1024, 4096),
+            f"{at}.self_attn.o_proj.weight": (4096, 4096),
+            f"{at}.mlp.gate_proj.weight": (14336, 4096),
+            f"{at}.mlp.up_proj.weight": (14336, 4096),
+            f"{at}.mlp.down_proj.weight": (4096, 14336),
+            f"{at}.input_layernorm.weight": (4096,),
+            f"{at}.post_attention_layernorm.weight": (4096,),
+        }
+    shapes |= {"model.norm.weight": (4096,), "lm_head.weight": (128256, 4096)}
+    header: dict[str, object] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    folder.mkdir()
+    for index in range(count):
+        with (folder / f"llama-{index:02d}.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
+    return folder
+
+
+def test_a_zoo_of_llamas_is_projected_from_its_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo = _sparse_llamas(tmp_path / "zoo", count=50)
+    counts = _count_bytes(monkeypatch)
+    with Members(scan_zoo(zoo)) as held:
+        projection = held.projected_memory(
+            fidelity=Fidelity("change-error", 0.05), exact=False, shares_memory=True
+        )
+    assert sum(projection.elements) == 8_030_261_248
+    # As of a process that has just begun: this one has run other tests.
+    assert replace(projection, base_bytes=400 << 20).fitting_workers(2, 24 << 30) == 2
+    with pytest.raises(MemoryLimitError) as caught:
+        plan(zoo, memory="8GiB")
+    assert "in each of 50 models" in caught.value.message
+    assert not counts
 
 
 def _llama(*, exact: bool) -> MemoryProjection:

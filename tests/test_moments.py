@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from uws_store.moments import SideMoment, block_moments, eigenvectors, range_finder
+from uws_store.moments import SideMoment, block_extents, block_moments, eigenvectors, range_finder
 
 
 def _changes(*shape: int, count: int, dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
@@ -114,3 +114,29 @@ def test_few_eigenvectors_of_many_are_the_exact_ones(values: tuple[float, ...]) 
 def test_eigenvectors_of_nothing_are_orthonormal() -> None:
     found = eigenvectors(torch.zeros(256, 256, dtype=torch.float64), 8)
     torch.testing.assert_close(found.T @ found, torch.eye(8, dtype=torch.float64))
+
+
+def test_leading_vectors_need_no_whole_matrix_and_more_may_follow() -> None:
+    source = torch.Generator().manual_seed(5)
+    planted = torch.linalg.qr(torch.randn(400, 6, generator=source, dtype=torch.float64))[0]
+    changes = [
+        (torch.randn(20, 6, generator=source, dtype=torch.float64) @ planted.T).to(torch.float32)
+        for _ in range(4)
+    ]
+    moment = SideMoment(size=400, block=300, side="right")
+    for change in changes[:3]:
+        moment.add(change)
+    first = [whole.clone() for whole in moment.blocks()]
+    assert all(torch.equal(whole, whole.T) for whole in first)
+    moment.add(changes[3])
+    found = moment.leading(5)
+    for vectors, (start, stop) in zip(found, block_extents(400, 300), strict=True):
+        rows = torch.cat(changes)[:, start:stop].double()
+        whole = eigenvectors(rows.T @ rows, 5)
+        assert float((vectors @ vectors.T - whole @ whole.T).abs().max()) < 1e-4
+    again = moment.blocks()
+    assert [whole.shape for whole in again] == [whole.shape for whole in first]
+    assert all(
+        bool((later.diagonal() >= before.diagonal()).all())
+        for later, before in zip(again, first, strict=True)
+    )

@@ -21,14 +21,24 @@ import subspace_methods
 
 def test_a_build_is_measured_beside_its_floors() -> None:
     result = building.measure_build(
-        models=6, rows=48, columns=64, rank=6, width=24, blocks=1, whole_models=5, methods=("ours",)
+        models=6,
+        rows=48,
+        columns=64,
+        rank=6,
+        width=24,
+        blocks=1,
+        whole_models=5,
+        methods=("ours",),
+        wide=None,
     )
+    assert result.several.captured == pytest.approx(result.methods[0].captured, abs=0.1)
     assert 0.5 < result.methods[0].captured <= 1.0
     assert result.whole.peak_bytes <= result.whole.projected_bytes
     assert min(result.read_seconds, result.product_cpu_seconds, result.whole.read_seconds) > 0
     text = io.StringIO()
     building_report.show_build(result, Console(file=text, width=150))
     assert "ours" in text.getvalue()
+    assert "4 such tensors at once" in text.getvalue()
     json.dumps(building.build_document(result), allow_nan=False)
 
 

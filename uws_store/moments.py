@@ -6,6 +6,7 @@ files or steps.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -49,21 +50,22 @@ class SideMoment:
     def __init__(self, *, size: int, block: int, side: str) -> None:
         self._extents = block_extents(size, block)
         self._side = side
-        self._sums: list[torch.Tensor] = []
-        self._short: list[torch.Tensor] = []
+        self._sums: list[list[torch.Tensor]] = []
+        self._short: list[list[torch.Tensor]] = []
+        self._whole: list[torch.Tensor] = []
         self._terms = 0
 
     def add(self, change_md: torch.Tensor, *, times: float = 1.0) -> None:
         """Take in one change, (m x d), float32 or float64, on the device of all others; `times` may be negative."""
         rows = change_md if self._side == "left" else change_md.T
+        self._split()
         if not self._sums:
-            sizes = [stop - start for start, stop in self._extents]
-            self._sums = [torch.zeros(size, size, dtype=torch.float64, device=rows.device) for size in sizes]
+            self._sums = self._zeros(torch.float64, rows.device)
         if rows.dtype == torch.float64:
             self._add_to(self._sums, rows, times)
             return
         if not self._short:
-            self._short = [torch.zeros_like(moment, dtype=torch.float32) for moment in self._sums]
+            self._short = self._zeros(torch.float32, rows.device)
         if self._terms and self._terms + rows.shape[1] > _FLOAT32_TERMS:
             self._flush()
         self._add_to(self._short, rows, times)
@@ -71,26 +73,80 @@ class SideMoment:
 
     def blocks(self) -> list[torch.Tensor]:
         """Give one float64 matrix per block, symmetric to rounding; more changes may follow."""
+        self._finish()
+        while self._sums:
+            strips = self._sums.pop(0)
+            whole = torch.empty(
+                strips[0].shape[1], strips[0].shape[1], dtype=torch.float64, device=strips[0].device
+            )
+            for start in range(0, len(whole), _STRIP):
+                strip = strips.pop(0)
+                whole[start : start + _STRIP, start:] = strip
+                whole[start + _STRIP :, start : start + _STRIP] = strip[:, _STRIP:].T
+            self._whole.append(whole)
+        return self._whole
+
+    def leading(self, rank: int) -> list[torch.Tensor]:
+        """Give each block's leading eigenvectors, as :func:`eigenvectors` does; few of many need no whole matrix."""
+        self._finish()
+        if self._whole:
+            return [eigenvectors(whole, rank) for whole in self._whole]
+        found = [
+            _few(functools.partial(_times, strips), strips[0].shape[1], rank, strips[0].device)
+            for strips in self._sums
+        ]
+        if any(vectors is None for vectors in found):
+            return [eigenvectors(whole, rank) for whole in self.blocks()]
+        return [_turned(vectors) for vectors in found if vectors is not None]
+
+    def _zeros(self, dtype: torch.dtype, device: torch.device) -> list[list[torch.Tensor]]:
+        """The upper half of each block, in strips of rows: the other half is its mirror."""
+        return [
+            [
+                torch.zeros(min(_STRIP, size - start), size - start, dtype=dtype, device=device)
+                for start in range(0, size, _STRIP)
+            ]
+            for size in (stop - start for start, stop in self._extents)
+        ]
+
+    def _split(self) -> None:
+        """Go back to strips, where whole matrices were made of them."""
+        while self._whole:
+            whole = self._whole.pop(0)
+            strips = [whole[start : start + _STRIP, start:].clone() for start in range(0, len(whole), _STRIP)]
+            self._sums.append(strips)
+
+    def _add_to(self, sums: list[list[torch.Tensor]], rows: torch.Tensor, times: float) -> None:
+        for strips, (first, last) in zip(sums, self._extents, strict=True):
+            part = rows[first:last]
+            for index, strip in enumerate(strips):
+                start = index * _STRIP
+                strip.addmm_(part[start : start + _STRIP], part[start:].T, alpha=times)
+
+    def _finish(self) -> None:
         self._flush()
         self._short = []
-        for moment in self._sums:
-            for start in range(_STRIP, len(moment), _STRIP):
-                moment[start:, start - _STRIP : start] = moment[start - _STRIP : start, start:].T
-        return self._sums
-
-    def _add_to(self, sums: list[torch.Tensor], rows: torch.Tensor, times: float) -> None:
-        for moment, (first, last) in zip(sums, self._extents, strict=True):
-            part = rows[first:last]
-            for start in range(0, last - first, _STRIP):
-                strip = moment[start : start + _STRIP, start:]
-                strip.addmm_(part[start : start + _STRIP], part[start:].T, alpha=times)
 
     def _flush(self) -> None:
         if self._terms:
-            for moment, short in zip(self._sums, self._short, strict=True):
-                moment.add_(short)
-                short.zero_()
+            for strips, short in zip(self._sums, self._short, strict=True):
+                # Strip by strip: a sum of two types copies one of them.
+                for strip, part in zip(strips, short, strict=True):
+                    strip.add_(part)
+                    part.zero_()
             self._terms = 0
+
+
+def _times(strips: list[torch.Tensor], vectors: torch.Tensor) -> torch.Tensor:
+    """Multiply a symmetric matrix, of which strips of the upper half are there."""
+    image = torch.zeros_like(vectors)
+    for index, strip in enumerate(strips):
+        start = index * _STRIP
+        stop = start + len(strip)
+        image[start:stop] += strip @ vectors[start:]
+        if stop < len(vectors):
+            image[stop:] += strip[:, len(strip) :].T @ vectors[start:stop]
+    return image
 
 
 def block_moments(changes: Iterable[torch.Tensor], *, size: int, block: int, side: str) -> list[torch.Tensor]:
@@ -202,15 +258,23 @@ def eigenvectors(moment: torch.Tensor, rank: int) -> torch.Tensor:
     torch.Tensor
         float64, (size x rank).
     """
-    size = len(moment)
-    leading: torch.Tensor | None = None
-    if size >= _RANDOMISED_LEAST and rank * _RANDOMISED_SHARE <= size:
-        found = range_finder(
-            lambda block: moment @ block, size=size, rank=rank, tolerance=_SETTLED, device=moment.device
-        )
-        leading = found.vectors if found.residual <= _SETTLED else None
+    leading = _few(lambda block: moment @ block, len(moment), rank, moment.device)
     if leading is None:
         _, vectors = torch.linalg.eigh(moment)
         leading = vectors.flip(1)[:, :rank]
+    return _turned(leading)
+
+
+def _few(
+    multiply: Callable[[torch.Tensor], torch.Tensor], size: int, rank: int, device: torch.device
+) -> torch.Tensor | None:
+    """Few of many eigenvectors, where they are found well."""
+    if size < _RANDOMISED_LEAST or rank * _RANDOMISED_SHARE > size:
+        return None
+    found = range_finder(multiply, size=size, rank=rank, tolerance=_SETTLED, device=device)
+    return found.vectors if found.residual <= _SETTLED else None
+
+
+def _turned(leading: torch.Tensor) -> torch.Tensor:
     peak = leading.abs().argmax(0, keepdim=True)
     return leading * torch.sign(leading.gather(0, peak))

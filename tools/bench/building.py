@@ -27,9 +27,12 @@ from machine_floors import (
     read_seconds,
 )
 from planted_zoo import make_planted_zoo, models_that_fit, vit_shapes
-from subspace_methods import METHODS, TENSOR, captured, imported_for
+from subspace_methods import METHODS, TENSOR, captured, imported_for, several
 
 __all__ = ["BuildBench", "Measured", "WholeBuild", "build_document", "measure_build", "measure_whole"]
+
+
+_WIDE = (12, 768, 3072, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,12 @@ class BuildBench:
         Beside each other.
     read_seconds, product_seconds, product_cpu_seconds : float
         The floors: reading the tensor's files once, front to back, and the products of both moments alone.
+    several : Measured
+        As many tensors of that shape at once as there are threads, twice over, as a build works: a thread for each.
+    several_read_seconds, several_product_seconds, several_product_cpu_seconds : float
+        Their floors: one read of their files, and all products with every thread at work.
+    wide : tuple of Measured
+        One tensor of a vision transformer's size: ours and IncrementalPCA, for their memory; none in a quick run.
     whole : WholeBuild
         A whole build of another zoo.
     """
@@ -125,6 +134,11 @@ class BuildBench:
     read_seconds: float
     product_seconds: float
     product_cpu_seconds: float
+    several: Measured
+    several_read_seconds: float
+    several_product_seconds: float
+    several_product_cpu_seconds: float
+    wide: tuple[Measured, ...]
     whole: WholeBuild
 
 
@@ -134,7 +148,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     folder = Path(settings["folder"])
     if settings["method"] == "build":
         return _built(folder, settings)
-    run = METHODS[settings["method"]]
+    run = several if settings["method"] == "several" else METHODS[settings["method"]]
     imported_for(settings["method"])
     with tempfile.TemporaryDirectory(prefix="uws-bench-") as place:
         # Libraries load their kernels when they are first used: that is not what is measured, in time or memory.
@@ -252,6 +266,7 @@ def measure_build(
     rank: int = 32,
     threads: int = 2,
     methods: tuple[str, ...] = tuple(METHODS),
+    wide: tuple[int, int, int, int] | None = _WIDE,
     whole_models: int = 16,
     **whole: Any,  # noqa: ANN401 - as of measure_whole
 ) -> BuildBench:
@@ -265,6 +280,8 @@ def measure_build(
         Threads of torch.
     methods : tuple of str
         Of :data:`subspace_methods.METHODS`.
+    wide : tuple of int, optional
+        Models, rows, columns and rank of the tensor on which memory is compared once more.
     whole_models, whole
         The zoo of the whole build, as of :func:`measure_whole`.
     """
@@ -278,11 +295,49 @@ def measure_build(
         ]
         read_s = read_seconds(folder)
         product_s, product_cpu_s = product_seconds(models, rows, columns)
+    at_once = _measured_at_once(models, (rows, columns), rank=rank, threads=threads)
     with tempfile.TemporaryDirectory(prefix="uws-bench-") as place:
         built = measure_whole(Path(place), models=whole_models, threads=threads, **whole)
     return BuildBench(
-        models, rows, columns, rank, threads, load, tuple(measured), read_s, product_s, product_cpu_s, built
+        models,
+        rows,
+        columns,
+        rank,
+        threads,
+        load,
+        tuple(measured),
+        read_s,
+        product_s,
+        product_cpu_s,
+        *at_once,
+        _measured_wide(*wide, threads=threads) if wide is not None else (),
+        built,
     )
+
+
+def _measured_at_once(
+    models: int, shape: tuple[int, int], *, rank: int, threads: int
+) -> tuple[Measured, float, float, float]:
+    """Measure several tensors at once, and their floors."""
+    count = 2 * threads
+    with tempfile.TemporaryDirectory(prefix="uws-bench-") as place:
+        folder = Path(place)
+        shapes = {TENSOR: shape} | {f"more.{index}.weight": shape for index in range(1, count)}
+        make_planted_zoo(folder, shapes, models=models, rank=rank)
+        found = Measured("several", **_measure("several", folder, rank=rank, threads=threads))
+        read_s = read_seconds(folder)
+    seconds, cpu_seconds = product_seconds(models, *shape, tensors=count)
+    return found, read_s, seconds, cpu_seconds
+
+
+def _measured_wide(models: int, rows: int, columns: int, rank: int, *, threads: int) -> tuple[Measured, ...]:
+    with tempfile.TemporaryDirectory(prefix="uws-bench-") as place:
+        folder = Path(place)
+        make_planted_zoo(folder, {TENSOR: (rows, columns)}, models=models, rank=rank)
+        return tuple(
+            Measured(method, **_measure(method, folder, rank=rank, threads=threads))
+            for method in ("ours", "incremental-pca")
+        )
 
 
 def build_document(result: BuildBench | WholeBuild) -> dict[str, Any]:

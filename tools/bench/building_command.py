@@ -54,7 +54,7 @@ def run_build(options: argparse.Namespace, console: Console) -> int:
         show_whole(result, console)
     else:
         sizes: dict[str, Any] = (
-            {"models": 12, "rows": 192, "columns": 192, "rank": 16} if options.quick else {}
+            {"models": 12, "rows": 192, "columns": 192, "rank": 16, "wide": None} if options.quick else {}
         )
         zoo_models = whole.pop("models", 16)
         result = measure_build(**sizes, **whole, whole_models=zoo_models)

@@ -41,6 +41,14 @@ def show_build(result: BuildBench, console: Console) -> None:
         f"({result.product_cpu_seconds:.2f} s of CPU); ours is at {floor / ours.seconds:.0%} of the larger floor's speed, "
         f"{result.product_cpu_seconds / ours.cpu_seconds:.0%} by CPU time (goal {_GOAL_FLOOR:.0%})"
     )
+    several = result.several
+    floor = max(result.several_read_seconds, result.several_product_seconds)
+    console.print(
+        f"{2 * result.threads} such tensors at once, as a build works: {several.seconds:.2f} s ({several.cpu_seconds:.2f} s "
+        f"of CPU), floors: read {result.several_read_seconds:.2f} s, products {result.several_product_seconds:.2f} s; "
+        f"{floor / several.seconds:.0%} of the larger floor's speed, "
+        f"{result.several_product_cpu_seconds / several.cpu_seconds:.0%} by CPU time (goal {_GOAL_FLOOR:.0%})"
+    )
     for one in result.methods:
         if one.method in ("incremental-pca", "tucker"):
             fast = one.seconds / ours.seconds >= _GOAL_SPEED
@@ -50,6 +58,11 @@ def show_build(result: BuildBench, console: Console) -> None:
                 f"beside {one.method}: {_GOAL_SPEED:.0f} times faster {_met(met=fast)}, a quarter of the memory "
                 f"{_met(met=lean)}, as much energy {_met(met=near)}"
             )
+    for one in result.wide:
+        console.print(
+            f"at a vision transformer's size, {one.method}: {one.seconds:.2f} s, {one.peak_bytes / 2**20:.0f} MiB, "
+            f"captured {one.captured:.6f}"
+        )
     show_whole(result.whole, console)
 
 

@@ -61,14 +61,14 @@ def read_seconds(folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def product_seconds(models: int, rows: int, columns: int) -> tuple[float, float]:
-    """Time and CPU time of both moments' whole products, each the best of several runs.
+def product_seconds(models: int, rows: int, columns: int, *, tensors: int = 1) -> tuple[float, float]:
+    """Time and CPU time of both moments' whole products, of one tensor or several, each the best of several runs.
 
     Time is that of torch's own threads or of a thread for each side, whichever is less: threads that wait for a core
     that another process has make the first several times longer. CPU time is that of one thread.
     """
     change = torch.randn(rows, columns)
-    sides = (change, change.T)
+    sides = (change, change.T) * tensors
 
     def products(side: torch.Tensor) -> None:
         for _ in range(models):
@@ -81,7 +81,7 @@ def product_seconds(models: int, rows: int, columns: int) -> tuple[float, float]
     threads = torch.get_num_threads()
     own = _best(time.perf_counter, together)
     torch.set_num_threads(1)
-    with ThreadPoolExecutor(len(sides)) as pool:
+    with ThreadPoolExecutor(threads if tensors > 1 else len(sides)) as pool:
         apart = _best(time.perf_counter, lambda: list(pool.map(products, sides)))
     cpu = _best(time.process_time, together)
     torch.set_num_threads(threads)

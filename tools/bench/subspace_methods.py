@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-__all__ = ["METHODS", "TENSOR", "captured", "imported_for"]
+__all__ = ["METHODS", "TENSOR", "captured", "imported_for", "one_thread_each", "several"]
 
 TENSOR = "layer.weight"
 """The one tensor of the zoo."""
 
 
-def _slices(folder: Path) -> Iterator[torch.Tensor]:
+def _slices(folder: Path, name: str = TENSOR) -> Iterator[torch.Tensor]:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            yield file.get_tensor(TENSOR)
+            yield file.get_tensor(name)
 
 
 def _mean(folder: Path) -> torch.Tensor:
@@ -36,13 +37,37 @@ def _mean(folder: Path) -> torch.Tensor:
 
 
 def _ours(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    from uws_store.moments import SideMoment, eigenvectors  # noqa: PLC0415 - not in every process
+    # A build gives each thread a tensor of its own; here there is one tensor, and each thread takes one of its sides.
+    with one_thread_each() as threads, ThreadPoolExecutor(threads) as pool:
+        return _of_one(folder, TENSOR, rank, pool)
 
-    # One pass: moments about the first model, moved to the mean of all. A build gives each thread a tensor of its own;
-    # here there is one tensor, and each thread takes one of its sides.
+
+def several(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the subspaces of all tensors of a zoo as a build does, a thread for each tensor; the first one's are given."""
+    with safe_open(min(folder.glob("*.safetensors")), framework="pt") as file:
+        names = sorted(file.keys())
+    with one_thread_each() as threads, ThreadPoolExecutor(threads) as pool:
+        return next(iter(list(pool.map(lambda name: _of_one(folder, name, rank, None), names))))
+
+
+@contextmanager
+def one_thread_each() -> Iterator[int]:
+    """Let torch compute in the thread that asks, and tell how many it had."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    slices = _slices(folder)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _of_one(
+    folder: Path, name: str, rank: int, pool: ThreadPoolExecutor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take one pass over the files: moments about the first model, moved to the mean of all."""
+    from uws_store.moments import SideMoment  # noqa: PLC0415 - not in every process
+
+    slices = _slices(folder, name)
     reference = next(slices)
     total = torch.zeros(reference.shape, dtype=torch.float64)
     moments = [
@@ -50,21 +75,23 @@ def _ours(folder: Path, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         for side, size in zip(("left", "right"), reference.shape, strict=True)
     ]
     count = 1
-    with ThreadPoolExecutor(threads) as pool:
-        for tensor in slices:
-            change = tensor - reference
-            at_work = [pool.submit(moment.add, change) for moment in moments]
-            total += change
-            count += 1
+    for tensor in slices:
+        change = tensor.sub_(reference)
+        at_work = [pool.submit(moment.add, change) for moment in moments] if pool else []
+        total += change
+        count += 1
+        if pool:
             wait(at_work)
-        total /= count
+        else:
+            for moment in moments:
+                moment.add(change)
+    total /= count
 
-        def finished(moment: SideMoment) -> torch.Tensor:
-            moment.add(total, times=-count)
-            return eigenvectors(moment.blocks()[0], rank)
+    def finished(moment: SideMoment) -> torch.Tensor:
+        moment.add(total, times=-count)
+        return moment.leading(rank)[0]
 
-        left, right = pool.map(finished, moments)
-    torch.set_num_threads(threads)
+    left, right = (pool.map if pool else map)(finished, moments)
     return left, right
 
 

@@ -26,7 +26,6 @@ from uws_store.quantize import Rounding
 from uws_store.subspace import (
     PROFILE_UNITS_PER_OCTAVE,
     QuantisedSide,
-    eigenvectors,
     flat_profile,
     quantise_side,
     separable_profile,
@@ -367,5 +366,5 @@ class _Moments:
         if choice is None:
             return None
         size = self._sizes[side]
-        vectors = [eigenvectors(moment, choice.rank) for moment in self._moments[side].blocks()]
+        vectors = self._moments[side].leading(choice.rank)
         return quantise_side(vectors, size=size, block=choice.block, rank=choice.rank)

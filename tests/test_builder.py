@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from zoo_support import make_zoo, same_bits
 
 import uws_store
-from uws_store.builder import BuiltBasis, Fidelity, Members, build_basis, encode_model
+from uws_store.builder import BuiltBasis, Fidelity, Members, build_basis, encode_model, search
 from uws_store.checkpoint import open_checkpoint, scan_zoo
 from uws_store.dtypes import DTYPES
 from uws_store.errors import FidelityError, InvalidInputError
@@ -298,3 +299,27 @@ def test_duplicates_cost_no_object(tmp_path: Path) -> None:
     assert digests["copy"] == digests["task-00"]
     assert summary.models_bytes == sum({model.digest: model.size_bytes for model in models}.values())
     assert len(result.models) == 9
+
+
+@pytest.mark.parametrize("kind", ["bits", "change-error"])
+def test_the_search_tries_no_step_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Literal["bits", "change-error"]
+) -> None:
+    searches: list[list[float]] = []
+    whole = search._scorer
+
+    def scorer(*arguments: Any, **more: Any) -> Callable[[float], float]:
+        tried: list[float] = []
+        searches.append(tried)
+        score = whole(*arguments, **more)
+
+        def noted(step: float) -> float:
+            tried.append(step)
+            return score(step)
+
+        return noted
+
+    monkeypatch.setattr(search, "_scorer", scorer)
+    _built(make_zoo(tmp_path / "zoo", shapes=WIDE), kind=kind, value=4.0 if kind == "bits" else 0.1)
+    assert searches
+    assert all(len(tried) == len(set(tried)) > 1 for tried in searches)

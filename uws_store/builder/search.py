@@ -6,6 +6,7 @@ run of the entropy coder. Knows nothing about documents or storage.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,8 @@ def find_step(fits: Sequence[TensorFit], fidelity: Fidelity, *, start: float, ov
     FidelityError
         When the bits would not even pay for the metadata (``fidelity/bits``).
     """
-    score = _scorer(fits, fidelity, overhead_bytes=overhead_bytes)
+    # The search begins at one step both ways, and may come back to another.
+    score = functools.cache(_scorer(fits, fidelity, overhead_bytes=overhead_bytes))
     # Bits fall and errors grow with the step; both are written as "positive means the step may not grow further".
     low = high = start
     for _ in range(_OCTAVES):

@@ -58,6 +58,26 @@ def _basis(zoo: Path, *, bits: float | None = None) -> BuiltBasis:
         return build_basis(held, fidelity=fidelity)
 
 
+def test_a_small_zoo_of_a_large_tensor_is_built_and_nothing_that_is_kept_is_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "_TILED_ELEMENTS", 1 << 16)
+    zoo = make_zoo(
+        tmp_path / "zoo", shapes={"table.weight": (2100, 48), "norm": (48,)}, dtype=torch.float64, models=5
+    )
+    registry = str(tmp_path / "registry")
+    uws_store.build(zoo, family="f", registry=registry, change_error=0.1, exact=True, expect_models=500)
+    assert uws_store.verify("f", registry=registry, against=zoo).ok
+    with Members(scan_zoo(zoo)) as held:
+        held.checkpoints.keep(0, always=["table.weight"])
+        list(held.checkpoints.slices("table.weight", list(held.checkpoints)))
+        survey = next(survey for survey in held.survey() if survey.name == "table.weight")
+        first, second = (
+            fit_tiles.fit_by_tiles(fit.FitJob(held.checkpoints, survey, 0.1, 0, 9, ())) for _ in range(2)
+        )
+    assert torch.equal(first.mean, second.mean)
+
+
 def test_where_means_and_objects_lie_is_no_part_of_a_basis(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,7 +86,8 @@ def _fit(job: FitJob, device: torch.device) -> TensorFit:
             mean /= len(stored)
         mean_mn[start:stop] = mean.to(torch.float32).numpy()
         reference = mean.to(device)
-        changes = (tensor.to(torch.float64).sub_(reference) for tensor in fed(stored, device))
+        # Not in place: a slice of float64 may be kept for others.
+        changes = (tensor.to(torch.float64) - reference for tensor in fed(stored, device))
         sums.begin(start, stop)
         for task, change in zip(tasks, changes, strict=True):
             sums.add(change)

@@ -81,10 +81,11 @@ def beaten_by_plain(
     -------
     mapping of str to Choice
         Nothing where all tensors together take at most one percent more than by the plain coder. Factors of products
-        are left alone: their errors are those of the product. So are tensors that all models have alike.
+        are left alone: their errors are those of the product. So are tensors that all models have alike, and families
+        of whose tensors some are sampled in part.
     """
     tasks = sorted(set.intersection(*(set(fit.samples) for fit in fits))) if fits else []
-    if not tasks or any(fit.survey.place for fit in fits):
+    if not tasks or any(fit.survey.place or fit.sampled_rows is not None for fit in fits):
         return {}
     try:
         pairs = [_compared(fit, files, tasks, step=step, rounding=rounding, models=models) for fit in fits]

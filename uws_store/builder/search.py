@@ -227,10 +227,10 @@ def _scorer(
     fits: Sequence[TensorFit], fidelity: Fidelity, *, overhead_bytes: float
 ) -> Callable[[float], float]:
     tasks = sorted(set.intersection(*(set(fit.samples) for fit in fits)))
-    classes = [fit.sampled_classes for fit in fits]
-    order = significance_order([(rows.numpy(), columns.numpy()) for rows, columns in classes])
     parameters = sum(math.prod(fit.survey.shape) for fit in fits)
     if fidelity.kind == "bits":
+        classes = [fit.sampled_classes for fit in fits]
+        order = significance_order([(rows.numpy(), columns.numpy()) for rows, columns in classes])
         each = sum(fit.coefficients for fit in fits) / max(1, len(order))
 
         def bits(step: float) -> float:

@@ -39,6 +39,17 @@ def _others(tmp_path: Path, count: int = 4) -> Path:
     return zoo
 
 
+def _more(tmp_path: Path, count: int = 4) -> Path:
+    """More models of the family's own kind."""
+    zoo = make_zoo(tmp_path / "more", shapes=WIDE, models=6 + count)
+    for index, path in enumerate(sorted(zoo.iterdir())):
+        if index < 6:
+            path.unlink()
+        else:
+            path.rename(path.with_name(f"more-{path.name}"))
+    return zoo
+
+
 def test_extend_covers_old_and_new_without_the_old_checkpoints(tmp_path: Path, registry: str) -> None:
     others = _others(tmp_path)
     before = {
@@ -48,12 +59,12 @@ def test_extend_covers_old_and_new_without_the_old_checkpoints(tmp_path: Path, r
         others / "other-task-00.safetensors", family="f", task="alien", registry=registry
     ).model
     result = extend("f", [others], registry=registry)
-    # Two base models: a basis for each, r2 for what was there and r3 for the others.
-    assert (result.revision, result.from_registry, result.from_compact) == (3, 7, 1)
+    # Two base models: a basis for each, r1 for what was there, as it is, and r2 for the others.
+    assert (result.revision, result.from_registry, result.from_compact) == (2, 7, 1)
     assert [model.task for model in result.models] == [f"other-task-{index:02d}" for index in range(4)]
     assert max(model.compact_bytes for model in result.models) < added.compact_bytes
     family = uws_store.open_family("f", registry=registry)
-    assert family.resolve("other-task-01").basis_revision == 3
+    assert family.resolve("other-task-01").basis_revision == 2
     assert family.resolve("task-01").basis_revision == 1
     after = snapshot(Path(registry))
     changed = [path for path, data in before.items() if after.get(path) != data]
@@ -96,7 +107,7 @@ def test_rebase_moves_a_model_bit_by_bit(tmp_path: Path, registry: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         rebase("f", "task-00", registry=registry)
     assert caught.value.kind == "invalid-input/newest-basis"
-    extend("f", [_others(tmp_path)], registry=registry)
+    extend("f", [_more(tmp_path)], registry=registry)
     moved = rebase("f", "task-00", registry=registry)
     assert moved.model.version == 2
     entry = uws_store.open_family("f", registry=registry).resolve("task-00")
@@ -159,8 +170,8 @@ def test_the_commands_tell_what_they_did(tmp_path: Path, registry: str) -> None:
         return done.stdout
 
     assert "uws-store extend" in run("show", "f")
-    told = json.loads(run("extend", "f", str(others), "--exact", "--json"))
-    assert told["revision"] == 3
+    told = json.loads(run("extend", "f", str(_more(tmp_path)), "--exact", "--json"))
+    assert told["revision"] == 2
     assert "rebase" in run("show", "f")
     assert run("rebase", "f/task-02", "-q").strip() == "f/task-02@2"
     assert "f/task-03@2" in run("rebase", "f/task-03")

@@ -263,13 +263,18 @@ def rebase(
     opened = open_registry(registry)
     entry = Family(opened, family).resolve(task)
     current = current_bases(opened, opened.state().family(family))
-    latest = current[-1].entry
-    if entry.basis_revision in {held.entry.revision for held in current}:
-        raise InvalidInputError(
-            f"{family}/{entry.task}@{entry.version} is on the newest basis, r{latest.revision}; see: uws-store extend",
-            kind="invalid-input/newest-basis",
-        )
     model = Family(opened, family).model(entry)
+    if entry.basis_revision in {held.entry.revision for held in current}:
+        # It may have been added before there was a basis for its own base model.
+        there = nearest_basis(
+            current, StoredCheckpoint(model, source=f"{family}/{entry.task}@{entry.version}")
+        )
+        if there.entry.revision == entry.basis_revision:
+            raise InvalidInputError(
+                f"{family}/{entry.task}@{entry.version} is on the newest basis for it, r{entry.basis_revision}; see: uws-store "
+                "extend",
+                kind="invalid-input/newest-basis",
+            )
     with ExitStack() as stack:
         checkpoint: Checkpoint
         if source is not None:

@@ -11,6 +11,9 @@ import hypothesis
 import pytest
 import torch
 
+# Tests stand in these too.
+pytest.register_assert_rewrite("storage_contract", "cloud_support", "registry_support")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Scripts under tools/ are tested like modules.

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import independent_reader
+import independent_arrays
 import numpy as np
 from independent_arithmetic import round_to
 from independent_documents import KINDS, Json, Refusal, require
@@ -83,7 +83,7 @@ def read_products(
     array = document.get("gauge")
     require(array is None or "exact" in document, "R-RANK-4", "a gauge without the tier")
     require(array is None or array["dtype"] == "int16", "R-ARRAY-2", "gauge")
-    numbers = [int(value) for value in independent_reader.read_array(folder, "gauge", array)]
+    numbers = [int(value) for value in independent_arrays.read_array(folder, "gauge", array)]
     needed = sum(2 * (2 + rank * rank) for rank in ranks)
     require(array is None or len(numbers) == needed, "R-RANK-4", f"{len(numbers)} of {needed}")
     axes: dict[str, tuple[int, int]] = {}

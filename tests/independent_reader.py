@@ -6,53 +6,40 @@ checked, nothing is fast. A refusal names the rule of the specification that was
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
-import json
 import math
-import re
-import struct
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 from independent_adapters import (
-    check_products,
-    products_of,
     read_products,
     slice_exponents,
     through_gauge,
     with_rank,
 )
 from independent_arithmetic import (
-    Coded,
     Ints,
     correct,
     exponents,
     falling,
-    make_side,
-    matrix_of,
     predict,
-    side_counts,
 )
+from independent_arrays import array_metadata, read_array, read_group
+from independent_basis import Basis, unpack
 from independent_documents import (
     KINDS,
     Json,
-    Refusal,
     Version,
-    check_record,
-    load_json,
-    read_file,
     read_log,
     require,
     resolve,
 )
+from independent_files import check_files, read_own_files
 
 
 class Tensor(NamedTuple):
@@ -61,221 +48,6 @@ class Tensor(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     data: bytes
-
-
-SHARD_CHUNKS = 4096
-
-
-def read_group(folder: Path, *, digest: str, most_bytes: int, kind: str) -> dict[str, Json]:
-    head, tail = b'{"attributes":{"uws_store":', b'},"node_type":"group","zarr_format":3}'
-    data = read_file(folder / "zarr.json", most_bytes=most_bytes + len(head) + len(tail), rule="R-GROUP-3")
-    require(hashlib.sha256(data).hexdigest() == digest, "R-GROUP-2", "the document's digest")
-    require(data.startswith(head) and data.endswith(tail), "R-GROUP-1", "head or tail")
-    document = load_json(data[len(head) : -len(tail)], most_bytes=most_bytes)
-    check_record(kind, document, kind)
-    return document
-
-
-def array_metadata(array: dict[str, Json]) -> bytes:
-    whole = array.get("chunk") is None
-    coder: dict[str, Json] = {"name": "bytes"}
-    if array.get("page") is not None:
-        configuration = {
-            "delta_spec": "none",
-            "equal_pages_up_to": array["page"],
-            "level": 8,
-            "mode_spec": "classic",
-        }
-        coder = {"configuration": {} if whole else configuration, "name": "numcodecs.pcodec"}
-    keys: dict[str, Json] = {"configuration": {"separator": "/"}, "name": "default"}
-    chunk = array["length"] if whole else array["chunk"]
-    chunks = -(-array["length"] // chunk)
-    sharding = {
-        "chunk_shape": [chunk],
-        "codecs": [coder, {"name": "crc32c"}],
-        "index_codecs": [{"configuration": {"endian": "little"}, "name": "bytes"}, {"name": "crc32c"}],
-        "index_location": "end",
-    }
-    shard = chunk * min(chunks, SHARD_CHUNKS)
-    sharded = [{"configuration": sharding, "name": "sharding_indexed"}]
-    document = {
-        "chunk_grid": {"configuration": {"chunk_shape": [shard]}, "name": "regular"},
-        "chunk_key_encoding": {"name": "default"} if whole else keys,
-        "codecs": [coder, {"name": "crc32c"}] if whole else sharded,
-        "data_type": array["dtype"],
-        "fill_value": 0,
-        "node_type": "array",
-        "shape": [array["length"]],
-        "zarr_format": 3,
-    }
-    return json.dumps(document, separators=(",", ":")).encode()
-
-
-def read_array(
-    folder: Path, name: str, array: dict[str, Json] | None, *, dtype: str = ""
-) -> npt.NDArray[Any]:
-    """Read a whole array, having checked every object of it."""
-    if array is None:
-        return np.zeros(0, dtype or "uint8")
-    require(array["dtype"] == (dtype or array["dtype"]), "R-ARRAY-2", f"{name} is {array['dtype']}")
-    require((array["dtype"] == "uint8") == (array.get("page") is None), "R-ARRAY-1", f"{name}: page")
-    whole = array.get("chunk") is None
-    require(not whole or array["length"] <= 2**24, "R-ARRAY-11", f"{name}: a chunk of {array['length']}")
-    chunks = 1 if whole else -(-array["length"] // array["chunk"])
-    require(len(array["shards"]) == -(-chunks // SHARD_CHUNKS), "R-ARRAY-1", f"{name}: shards")
-    path = folder / name / "zarr.json"
-    require(path.is_file() and path.read_bytes() == array_metadata(array), "R-ARRAY-3", f"{name}: metadata")
-    slots = min(chunks, SHARD_CHUNKS)
-    for index, entry in enumerate(array["shards"]):
-        shard = folder / name / "c" / str(index)
-        require(shard.is_file(), "R-ARRAY-4", f"{name}: shard {index} is missing")
-        data = shard.read_bytes()
-        require(len(data) == entry["size"], "R-ARRAY-5", f"{name}: {len(data)} bytes")
-        require(hashlib.sha256(data).hexdigest() == entry["sha256"], "R-ARRAY-5", f"{name}: digest")
-        if not whole:
-            check_index(data, slots=slots, held=min(SHARD_CHUNKS, chunks - index * SHARD_CHUNKS))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the codec is not in the Zarr specification
-        try:
-            values = np.asarray(zarr.open_array(folder / name, mode="r")[:])
-        except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            raise Refusal("R-ARRAY-8", f"{name}: {error}") from error
-    require(values.shape == (array["length"],), "R-ARRAY-8", f"{name}: {values.shape}")
-    return values
-
-
-def check_index(data: bytes, *, slots: int, held: int) -> None:
-    """zarr-python takes a missing entry for zeros; here it is damage."""
-    size = 16 * slots + 4
-    require(len(data) >= size, "R-ARRAY-6", "too short for an index")
-    whole = len(data) - size
-    entries = list(struct.iter_unpack("<QQ", data[whole:-4]))
-    missing = (2**64 - 1, 2**64 - 1)
-    require(all(entry == missing for entry in entries[held:]), "R-ARRAY-7", "more chunks than there are")
-    require(
-        2**64 - 1 not in {part for entry in entries[:held] for part in entry}, "R-ARRAY-7", "missing chunk"
-    )
-    for offset, length in entries[:held]:
-        require(offset + length <= whole, "R-ARRAY-6", "an entry points outside")
-    require(sum(length for _, length in entries[:held]) <= whole, "R-ARRAY-6", "chunks overlap")
-
-
-BASIS_ARRAYS = {
-    **dict.fromkeys(("left", "right", "exponents", "profile"), "int16"),
-    "mean": "int32",
-    "shared": "uint8",
-}
-
-
-def check_table(tensors: list[dict[str, Json]]) -> None:
-    by_name = {row["name"]: row for row in tensors}
-    require(len(by_name) == len(tensors), "R-BASIS-2", "a name stands twice")
-    groups: set[int] = set()
-    for row in tensors:
-        require(math.prod(row["shape"]) <= 2**42, "R-BASIS-3", "elements")
-        coded = row["mode"] == "coded"
-        for name in ("mean_grid", "shift", "group"):
-            require((row.get(name) is not None) == coded, "R-BASIS-3", f"{row['name']}: {name}")
-        require((row.get("tied_to") is not None) == (row["mode"] == "tied"), "R-BASIS-5", row["name"])
-        if coded:
-            require(math.prod(row["shape"]) and KINDS[row["dtype"]].precision, "R-BASIS-3", row["name"])
-            groups.add(row["group"])
-        for side, extent in zip(("left", "right"), matrix_of(row["shape"]), strict=True):
-            if (found := row.get(side)) is not None:
-                require(coded, "R-BASIS-3", row["name"])
-                require(found["rank"] <= found["block"] <= extent, "R-FACTOR-1", row["name"])
-        if row["mode"] == "tied":
-            target = by_name.get(row["tied_to"])
-            good = target is not None and target["mode"] != "tied" and target["shape"] == row["shape"]
-            require(good, "R-BASIS-5", row["name"])
-    require(groups == set(range(len(groups))), "R-BASIS-4", "groups")
-    check_products(tensors)
-
-
-class Basis:
-    """A basis, read whole."""
-
-    def __init__(self, folder: Path, digest: str) -> None:
-        self.document = read_group(folder, digest=digest, most_bytes=64 << 20, kind="basis_document")
-        self.rows: list[dict[str, Json]] = self.document["tensors"]
-        check_table(self.rows)
-        check_files(self.document)
-        coded = [row for row in self.rows if row["mode"] == "coded"]
-        coded.sort(key=lambda row: row["group"])  # stable: by group, then by table
-        self.shared: dict[str, tuple[int, int]] = {}
-        at = 0
-        for row in self.rows:
-            if row["mode"] == "shared":
-                size = math.prod(row["shape"]) * KINDS[row["dtype"]].size
-                self.shared[row["name"]] = (at, at + size)
-                at += size
-        self._check_lengths(coded, at)
-        arrays = {
-            name: read_array(folder, name, self.document.get(name), dtype=dtype)
-            for name, dtype in BASIS_ARRAYS.items()
-        }
-        self.shared_bytes = arrays["shared"].tobytes()
-        self.coded = self._join(coded, arrays)
-        self.products = products_of(self.rows)
-        self.groups = [
-            [name for name, tensor in self.coded.items() if tensor.row["group"] == group]
-            for group in range(len({row["group"] for row in coded}))
-        ]
-
-    def _check_lengths(self, coded: list[dict[str, Json]], shared: int) -> None:
-        needed = dict.fromkeys(BASIS_ARRAYS, 0) | {"shared": shared}
-        groups: dict[int, int] = {}
-        for row in coded:
-            m, n = matrix_of(row["shape"])
-            (left, p), (right, q) = side_counts(row.get("left"), m), side_counts(row.get("right"), n)
-            needed["mean"] += m * n
-            needed["left"] += left
-            needed["right"] += right
-            needed["exponents"] += (p if row.get("left") else 0) + (q if row.get("right") else 0)
-            needed["profile"] += p + q
-            groups[row["group"]] = groups.get(row["group"], 0) + p * q
-        for name, length in needed.items():
-            array = self.document.get(name)
-            require((array["length"] if array else 0) == length, "R-BASIS-6", f"{name} needs {length}")
-        chunk = self.document["core_chunk"]
-        length = sum(-(-count // chunk) * chunk for count in groups.values())
-        require(self.document["core_length"] == length, "R-CORE-2", f"the core needs {length}")
-
-    def _join(self, coded: list[dict[str, Json]], arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Coded]:
-        at = dict.fromkeys(arrays, 0)
-
-        def take(name: str, count: int) -> Ints:
-            at[name] += count
-            return arrays[name][at[name] - count : at[name]].astype(np.int64)
-
-        joined: dict[str, Coded] = {}
-        for row in coded:
-            m, n = matrix_of(row["shape"])
-            left, right = row.get("left"), row.get("right")
-            (left_count, p), (right_count, q) = side_counts(left, m), side_counts(right, n)
-            mean = take("mean", m * n).reshape(m, n)
-            left_side = make_side(left, m, take("left", left_count), take("exponents", p if left else 0))
-            right_side = make_side(right, n, take("right", right_count), take("exponents", q if right else 0))
-            rows, columns = take("profile", p), take("profile", q)
-            widest = max(int(np.abs(rows).max()), int(np.abs(columns).max()))
-            require(widest <= 8191, "R-CORE-4", f"class {widest}")
-            joined[row["name"]] = Coded(
-                row,
-                (m, n),
-                (p, q),
-                mean,
-                left_side,
-                right_side,
-                (rows[:, None] + columns[None, :]).reshape(-1),
-            )
-        return joined
-
-
-def unpack(text: str, *, rule: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise Refusal(rule, "not base64") from error
 
 
 class Model:
@@ -522,42 +294,6 @@ class Model:
         leaves = unpack(recorded["leaves"], rule="R-DIGEST-3")
         require(leaves == b"".join(digest[:8] for digest in digests), "R-DIGEST-4", "a leaf")
         require(hashlib.sha256(b"".join(digests)).hexdigest() == recorded["root"], "R-DIGEST-4", "the root")
-
-
-FILE_NAME = r"([0-9]{1,2}_[A-Za-z]{1,40}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}\.(json|txt|model|jinja)"
-DEVICES = {
-    "con",
-    "prn",
-    "aux",
-    "nul",
-    *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)),
-}
-
-
-def check_files(document: dict[str, Json]) -> list[str]:
-    """Check the names and sizes of a document's side files; give the names of its own."""
-    records = document.get("files") or []
-    own: list[str] = [record["name"] for record in records]
-    names = own + (document.get("shared_files") or [])
-    for name in names:
-        require(re.fullmatch(FILE_NAME, name), "R-FILE-1", name)
-        require(name.rpartition("/")[2].partition(".")[0].lower() not in DEVICES, "R-FILE-1", name)
-    require(len({name.lower() for name in names}) == len(names), "R-FILE-2", "two files have one name")
-    array = document.get("file_bytes")
-    stored = sum(record["size"] for record in records)
-    require(stored == (array["length"] if array else 0), "R-FILE-2", f"{stored} bytes of files")
-    return own
-
-
-def read_own_files(folder: Path, document: dict[str, Json]) -> dict[str, bytes]:
-    """The side files that stand in a basis or a model itself."""
-    data = read_array(folder, "files", document.get("file_bytes"), dtype="uint8").tobytes()
-    found: dict[str, bytes] = {}
-    for record in document.get("files") or []:
-        found[record["name"]], data = data[: record["size"]], data[record["size"] :]
-        digest = hashlib.sha256(found[record["name"]]).hexdigest()
-        require(digest == record["sha256"], "R-FILE-3", f"{record['name']}: digest")
-    return found
 
 
 # The shards of a model in a pack, in this order: folders and fields of the document.

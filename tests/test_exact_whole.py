@@ -13,8 +13,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import zarr
+from independent_arrays import read_array
 from independent_documents import Refusal
-from independent_reader import read_array
 from spec_support import (
     VECTORS,
     Json,

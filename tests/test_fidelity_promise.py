@@ -3,98 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from promise_support import (
+    EXAMPLES,
+    SHAPES,
+    Evaluate,
+    Weights,
+    agreement_of,
+    bits_of,
+    bytes_of,
+    distance_of,
+    identity_of,
+    shown_model,
+    value_of,
+)
 from safetensors.torch import load_file, save_file
 from zoo_support import make_zoo, same_bits, snapshot
 
 import uws_store
-from uws_store.api import BuildResult, ModelSummary
 from uws_store.builder import BasisBuilder, Fidelity, Members
 from uws_store.canonical import Step
 from uws_store.checkpoint import scan_zoo
 from uws_store.errors import FidelityError, InvalidInputError
-
-Weights = dict[str, torch.Tensor]
-Evaluate = Callable[[Weights, str], object]
-
-SHAPES = {"fc1.weight": (48, 32), "fc1.bias": (48,), "fc2.weight": (10, 48), "fc2.bias": (10,)}
-EXAMPLES = 200
-
-
-def _logits(weights: Weights, *, seed: int) -> torch.Tensor:
-    inputs = torch.randn(EXAMPLES, 32, generator=torch.Generator().manual_seed(seed))
-    hidden = torch.relu(inputs @ weights["fc1.weight"].T + weights["fc1.bias"])
-    return hidden @ weights["fc2.weight"].T + weights["fc2.bias"]
-
-
-def _agreement(zoo: Path, *, seed: int, unknown: tuple[str, ...] = ()) -> Evaluate:
-    """Share of random inputs on which a network answers as its original does, with per-example results."""
-
-    def agreement(weights: Weights, task: str) -> object:
-        if task in unknown:
-            return None
-        labels = _logits(load_file(zoo / f"{task}.safetensors"), seed=seed).argmax(1)
-        correct = (_logits(weights, seed=seed).argmax(1) == labels).tolist()
-        value = sum(correct) / EXAMPLES
-        return {
-            "metric": "agreement",
-            "value": value,
-            "higher_is_better": True,
-            "n": EXAMPLES,
-            "correct": correct,
-        }
-
-    return agreement
-
-
-def _distance(zoo: Path, *, seed: int) -> Evaluate:
-    """Mean squared difference of outputs to the original's: lower is better, and 0 for the original."""
-
-    def distance(weights: Weights, task: str) -> object:
-        wanted = _logits(load_file(zoo / f"{task}.safetensors"), seed=seed)
-        losses = (_logits(weights, seed=seed) - wanted).square().mean(1)
-        return {
-            "metric": "distance",
-            "value": losses.mean(),
-            "higher_is_better": False,
-            "n": EXAMPLES,
-            "per_example": losses,
-        }
-
-    return distance
-
-
-def _identity(zoo: Path, *tasks: str) -> Evaluate:
-    """1 for the very bits of the original and 0 for anything else: what no lossy tier of these tasks can keep."""
-
-    def identity(weights: Weights, task: str) -> object:
-        original = load_file(zoo / f"{task}.safetensors")
-        same = all(same_bits(weights[name], original[name]) for name in original)
-        return {"metric": "same", "value": float(same or task not in tasks), "higher_is_better": True, "n": 1}
-
-    return identity
-
-
-def _bits(result: BuildResult) -> float:
-    return sum(model.bits_per_parameter for model in result.models) / len(result.models)
-
-
-def _bytes(result: BuildResult) -> int:
-    return result.basis_bytes + sum(model.compact_bytes for model in result.models)
-
-
-def _value(answer: object) -> float:
-    assert isinstance(answer, dict)
-    return float(answer["value"])
-
-
-def _shown(registry: str, task: str) -> ModelSummary:
-    return uws_store.show("f", task, registry=registry)[1][0]
 
 
 @pytest.fixture(scope="module")
@@ -110,25 +43,25 @@ def registry(tmp_path: Path) -> str:
 @pytest.mark.parametrize("max_drop", [0.05, 0.01])
 @pytest.mark.parametrize("own", ["family", "per-model"])
 def test_every_loaded_model_keeps_the_promise(zoo: Path, registry: str, max_drop: float, own: str) -> None:
-    search = _agreement(zoo, seed=1)
+    search = agreement_of(zoo, seed=1)
     uws_store.build(
         zoo,
         family="f",
         registry=registry,
         max_drop=max_drop,
-        evaluate=_agreement(zoo, seed=2),
+        evaluate=agreement_of(zoo, seed=2),
         search_evaluate=search,
         per_model=own == "per-model",
     )
     for task in uws_store.open_family("f", registry=registry).tasks():
         weights = uws_store.load_model("f", task, registry=registry).materialize()
-        assert 1.0 - _value(search(weights, task)) <= max_drop + 1e-9
+        assert 1.0 - value_of(search(weights, task)) <= max_drop + 1e-9
     assert uws_store.verify("f", registry=registry, against=zoo).ok
 
 
 def test_no_step_is_stored_that_was_not_scored(zoo: Path, registry: str) -> None:
     seen: dict[str, list[Weights]] = {}
-    agreement = _agreement(zoo, seed=1)
+    agreement = agreement_of(zoo, seed=1)
 
     def recording(weights: Weights, task: str) -> object:
         seen.setdefault(task, []).append({name: value.clone() for name, value in weights.items()})
@@ -149,30 +82,30 @@ def test_less_drop_takes_more_bits_and_own_steps_take_fewer_bytes(zoo: Path, tmp
             family="f",
             registry=str(tmp_path / f"{max_drop}-{per_model}"),
             max_drop=max_drop,
-            evaluate=_agreement(zoo, seed=1),
+            evaluate=agreement_of(zoo, seed=1),
             per_model=per_model,
         )
         for max_drop in (0.1, 0.01)
         for per_model in (False, True)
     }
     for per_model in (False, True):
-        assert _bits(results[0.1, per_model]) < _bits(results[0.01, per_model])
+        assert bits_of(results[0.1, per_model]) < bits_of(results[0.01, per_model])
     for max_drop in (0.1, 0.01):
         family, own = results[max_drop, False], results[max_drop, True]
         assert family.step == own.step
-        assert _bytes(own) < _bytes(family)
+        assert bytes_of(own) < bytes_of(family)
         assert any(model.step > own.step for model in own.models)
         assert all(model.step <= family.step for model in family.models)
 
 
 def test_lower_is_better_is_held_too(zoo: Path, registry: str) -> None:
-    distance = _distance(zoo, seed=1)
+    distance = distance_of(zoo, seed=1)
     result = uws_store.build(zoo, family="f", registry=registry, max_drop=0.003, evaluate=distance)
     for model in result.models:
         weights = uws_store.load_model("f", model.task, registry=registry).materialize()
         (score,) = model.scores
         assert (score.original, score.higher_is_better) == (0.0, False)
-        assert score.drop == score.reconstruction == pytest.approx(_value(distance(weights, model.task)))
+        assert score.drop == score.reconstruction == pytest.approx(value_of(distance(weights, model.task)))
         assert 0.003 / 20 < score.drop <= 0.003
         assert score.significant, "every output moved"
     assert result.scores[0].significant
@@ -181,7 +114,7 @@ def test_lower_is_better_is_held_too(zoo: Path, registry: str) -> None:
 def test_a_model_that_is_harder_than_the_sample_gets_a_finer_step(tmp_path: Path, registry: str) -> None:
     zoo = make_zoo(tmp_path / "zoo", shapes=SHAPES, models=20)
     # Eight of twenty are sampled; this one is not among them.
-    hard, loose = "task-01", _distance(zoo, seed=1)
+    hard, loose = "task-01", distance_of(zoo, seed=1)
 
     def uneven(weights: Weights, task: str) -> object:
         answer = loose(weights, task)
@@ -196,7 +129,7 @@ def test_a_model_that_is_harder_than_the_sample_gets_a_finer_step(tmp_path: Path
 
 
 def test_what_cannot_be_scored_keeps_the_familys_step_and_says_so(zoo: Path, registry: str) -> None:
-    evaluate = _agreement(zoo, seed=1, unknown=("task-02", "task-05"))
+    evaluate = agreement_of(zoo, seed=1, unknown=("task-02", "task-05"))
     result = uws_store.build(
         zoo, family="f", registry=registry, max_drop=0.02, evaluate=evaluate, per_model=True
     )
@@ -226,7 +159,7 @@ def test_models_that_miss_are_refused_by_name_and_nothing_is_stored(
     uws_store.build(zoo, family="other", registry=registry)
     before = snapshot(Path(registry))
     with pytest.raises(FidelityError) as caught:
-        uws_store.build(zoo, family="f", registry=registry, max_drop=0.5, evaluate=_identity(zoo, *tasks))
+        uws_store.build(zoo, family="f", registry=registry, max_drop=0.5, evaluate=identity_of(zoo, *tasks))
     assert caught.value.kind == "fidelity/max-drop"
     assert tuple(problem.loc for problem in caught.value.problems) == tasks
     assert snapshot(Path(registry)) == before
@@ -235,10 +168,10 @@ def test_models_that_miss_are_refused_by_name_and_nothing_is_stored(
 def test_models_that_miss_are_kept_exact_when_asked(zoo: Path, registry: str) -> None:
     hard = ("task-03", "task-07")
     result = uws_store.build(
-        zoo, family="f", registry=registry, max_drop=0.5, evaluate=_identity(zoo, *hard), on_miss="exact"
+        zoo, family="f", registry=registry, max_drop=0.5, evaluate=identity_of(zoo, *hard), on_miss="exact"
     )
     for model in result.models:
-        shown = _shown(registry, model.task)
+        shown = shown_model(registry, model.task)
         assert shown.exact == (model.task in hard) == bool(model.remarks)
         (score,) = shown.scores
         assert score.original == 1.0
@@ -257,12 +190,12 @@ def test_records_tell_the_report_from_the_search(zoo: Path, registry: str) -> No
         family="f",
         registry=registry,
         max_drop=0.03,
-        evaluate=_agreement(zoo, seed=2),
-        search_evaluate=_agreement(zoo, seed=1),
+        evaluate=agreement_of(zoo, seed=2),
+        search_evaluate=agreement_of(zoo, seed=1),
     )
     assert not result.remarks
     assert {score.purpose: score.models for score in result.scores} == {"report": 11, "search": 11}
-    report, search = _shown(registry, "task-04").scores
+    report, search = shown_model(registry, "task-04").scores
     assert (report.purpose, report.max_drop) == ("report", None)
     assert (search.purpose, search.max_drop, search.interval) == ("search", 0.03, None)
     assert report.interval is not None
@@ -273,16 +206,16 @@ def test_records_tell_the_report_from_the_search(zoo: Path, registry: str) -> No
         assert score.drop == pytest.approx(1.0 - score.reconstruction)
         assert "agreement sha256:" in score.evaluation
     weights = uws_store.load_model("f", "task-04", registry=registry).materialize()
-    assert _value(_agreement(zoo, seed=2)(weights, "task-04")) == report.reconstruction
+    assert value_of(agreement_of(zoo, seed=2)(weights, "task-04")) == report.reconstruction
     assert result.models[4].scores == (report, search)
 
 
 def test_one_set_of_examples_for_both_is_told(zoo: Path, registry: str) -> None:
     result = uws_store.build(
-        zoo, family="f", registry=registry, max_drop=0.03, evaluate=_agreement(zoo, seed=1)
+        zoo, family="f", registry=registry, max_drop=0.03, evaluate=agreement_of(zoo, seed=1)
     )
     assert result.remarks
-    (score,) = _shown(registry, "task-04").scores
+    (score,) = shown_model(registry, "task-04").scores
     assert (score.purpose, score.max_drop) == ("both", 0.03)
 
 
@@ -299,7 +232,7 @@ def test_an_evaluation_without_a_promise_is_only_measured(zoo: Path, registry: s
     )
     assert not scored.remarks
     assert [model.step for model in scored.models] == [model.step for model in plain.models]
-    (score,) = _shown(registry, "task-04").scores
+    (score,) = shown_model(registry, "task-04").scores
     assert (score.metric, score.n, score.purpose, score.max_drop, score.interval) == (
         "mass",
         None,
@@ -381,10 +314,10 @@ def test_an_evaluation_that_goes_wrong_leaves_the_registry_as_it_was(
 
 
 def test_a_score_that_is_no_number_is_a_miss_and_never_a_record(zoo: Path, registry: str) -> None:
-    distance = _distance(zoo, seed=1)
+    distance = distance_of(zoo, seed=1)
 
     def explosive(weights: Weights, task: str) -> object:
-        value = _value(distance(weights, task))
+        value = value_of(distance(weights, task))
         return {
             "metric": "m",
             "value": value if value < 1e-3 else math.nan,
@@ -404,98 +337,9 @@ def test_a_zoo_of_one_network_needs_no_search(tmp_path: Path, registry: str) -> 
     for task in ("task-01", "task-02"):
         save_file(load_file(zoo / "task-00.safetensors"), zoo / f"{task}.safetensors")
     result = uws_store.build(
-        zoo, family="f", registry=registry, max_drop=0.0, evaluate=_identity(zoo, "task-01")
+        zoo, family="f", registry=registry, max_drop=0.0, evaluate=identity_of(zoo, "task-01")
     )
     assert all(model.scores[0].drop == 0 for model in result.models)
-
-
-@pytest.fixture
-def promised(zoo: Path, registry: str) -> str:
-    evaluate = _distance(zoo, seed=1)
-    uws_store.build(zoo, family="f", registry=registry, max_drop=0.003, evaluate=evaluate)
-    return registry
-
-
-@pytest.fixture(scope="module")
-def newcomers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Networks with other changes: one like the family's, one whose outputs are a hundred times larger."""
-
-    def grow(index: int, weights: Weights) -> None:
-        if index == 1:
-            for name in ("fc2.weight", "fc2.bias"):
-                weights[name] *= 10
-
-    return make_zoo(tmp_path_factory.mktemp("new"), shapes=SHAPES, models=2, seed=0, change=grow)
-
-
-def test_a_model_that_is_added_keeps_the_familys_promise(promised: str, newcomers: Path) -> None:
-    evaluate = _distance(newcomers, seed=1)
-    added = uws_store.add(
-        newcomers / "task-01.safetensors", family="f", task="task-01", registry=promised, evaluate=evaluate
-    )
-    weights = uws_store.load_model("f", "task-01", registry=promised).materialize()
-    assert _value(evaluate(weights, "task-01")) <= 0.003
-    (score,) = added.model.scores
-    assert (score.max_drop, score.purpose) == (0.003, "both")
-    family = uws_store.show("f", "task-00", registry=promised)[1][0]
-    assert added.model.bits_per_parameter > family.bits_per_parameter
-
-
-def test_a_model_that_is_added_without_an_evaluation_is_said_to_be_unmeasured(
-    promised: str, newcomers: Path
-) -> None:
-    added = uws_store.add(newcomers / "task-00.safetensors", family="f", task="new", registry=promised)
-    assert added.model.remarks
-    assert not added.model.scores
-
-
-def test_another_evaluation_than_the_familys_is_told(promised: str, newcomers: Path) -> None:
-    def other(weights: Weights, task: str) -> object:
-        return _distance(newcomers, seed=1)(weights, task)
-
-    path = newcomers / "task-00.safetensors"
-    added = uws_store.add(path, family="f", registry=promised, evaluate=other)
-    assert added.model.remarks
-    same = uws_store.add(path, family="f", registry=promised, evaluate=_distance(newcomers, seed=1))
-    assert not same.model.remarks
-
-
-def test_an_added_model_that_misses_is_refused_or_kept_exact(promised: str, newcomers: Path) -> None:
-    path, evaluate = newcomers / "task-00.safetensors", _identity(newcomers, "task-00")
-    before = snapshot(Path(promised))
-    with pytest.raises(FidelityError) as caught:
-        uws_store.add(path, family="f", registry=promised, evaluate=evaluate)
-    assert caught.value.kind == "fidelity/max-drop"
-    assert snapshot(Path(promised)) == before
-    added = uws_store.add(path, family="f", registry=promised, evaluate=evaluate, on_miss="exact")
-    assert added.model.remarks
-    assert _shown(promised, "task-00").exact
-
-
-def test_own_steps_are_remembered_for_models_that_come_later(
-    zoo: Path, registry: str, newcomers: Path
-) -> None:
-    built = uws_store.build(
-        zoo, family="f", registry=registry, max_drop=0.05, evaluate=_distance(zoo, seed=1), per_model=True
-    )
-    path = newcomers / "task-00.safetensors"
-    loose = uws_store.add(
-        path,
-        family="f",
-        registry=registry,
-        evaluate=lambda _weights, _task: {"metric": "m", "value": 0.0, "higher_is_better": False, "n": 1},
-    )
-    assert loose.model.step > 10 * built.step
-
-
-def test_options_of_a_promise_need_a_family_that_made_one(zoo: Path, registry: str) -> None:
-    uws_store.build(zoo, family="f", registry=registry)
-    path = zoo / "task-00.safetensors"
-    with pytest.raises(InvalidInputError) as caught:
-        uws_store.add(path, family="f", registry=registry, evaluate=_agreement(zoo, seed=1), on_miss="exact")
-    assert caught.value.kind == "invalid-input/max-drop"
-    added = uws_store.add(path, family="f", registry=registry, evaluate=_agreement(zoo, seed=1))
-    assert added.model.scores[0].purpose == "report"
 
 
 def test_progress_never_exceeds_what_there_is_to_do(zoo: Path, registry: str) -> None:
@@ -507,7 +351,7 @@ def test_progress_never_exceeds_what_there_is_to_do(zoo: Path, registry: str) ->
         phases.append(phase)
         counted[phase] = size_bytes
 
-    evaluate = _agreement(zoo, seed=1)
+    evaluate = agreement_of(zoo, seed=1)
     uws_store.build(zoo, family="f", registry=registry, max_drop=0.02, evaluate=evaluate, progress=report)
     assert {"scoring", "reading", "fitting", "searching", "checking", "encoding"} <= set(phases)
     files = sum(path.stat().st_size for path in zoo.iterdir())

@@ -11,9 +11,9 @@ import pytest
 from cli_support import run_well
 from radosgw_support import missing_programs, radosgw_server
 from remote_support import BUCKET, KEY, SECRET, open_s3, s3_options
+from storage_contract import StorageTests
 from storage_support import found_family
 from test_registry_concurrent import WRITERS, publish_from
-from test_storage import StorageTests
 
 from uws_store.registry import Registry
 from uws_store.storage import Storage, StorageUrl

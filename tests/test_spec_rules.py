@@ -12,8 +12,8 @@ import independent_arithmetic
 import numpy as np
 import pytest
 import torch
+from independent_basis import Basis
 from independent_documents import read_log
-from independent_reader import Basis
 from spec_support import (
     HEAD,
     TAIL,

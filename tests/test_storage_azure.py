@@ -14,7 +14,7 @@ from azure_support import CONTAINER, KEY, azure_options, azurite, azurite_folder
 from cli_support import run, run_well
 from cloud_support import CloudTests
 from remote_support import proxy
-from test_storage import StorageTests
+from storage_contract import StorageTests
 
 from uws_store.errors import StorageError
 from uws_store.storage import Storage, StorageUrl, open_storage

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cli_support import run
 from cloud_support import CloudTests
-from test_storage import StorageTests
+from storage_contract import StorageTests
 
 from uws_store.api import doctor
 from uws_store.errors import StorageError

@@ -14,8 +14,8 @@ import torch
 from cli_support import make_small_zoo, run, run_well
 from hub_support import LFS_BYTES, TOKEN, Hub, hub_server
 from safetensors.torch import load_file, save_file
+from storage_contract import StorageTests
 from storage_support import found_family, next_models
-from test_storage import StorageTests
 from zoo_support import make_zoo
 
 from uws_store import add, build, load_model, open_family, verify

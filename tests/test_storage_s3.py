@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from remote_support import BUCKET, KEY, SECRET, moto_server, open_s3, proxy, s3_options, serving
-from test_storage import StorageTests
+from storage_contract import StorageTests
 
 from uws_store.errors import InvalidInputError, NotFoundError, StorageError, UwsError
 from uws_store.registry import Registry

@@ -91,7 +91,7 @@ def _valid_cases(registry: str, models: list[Json]) -> list[Json]:
 
 def _invalid_cases(folder: Path) -> list[Json]:
     """Damages to a registry whose models lie in folders."""
-    from test_spec_invalid import CASES  # noqa: PLC0415 - the damages stand beside the tests that hold them
+    from spec_damages import CASES  # noqa: PLC0415 - the damages stand beside the tests that hold them
 
     cases = []
     for number, case in enumerate(CASES):

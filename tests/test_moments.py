@@ -26,14 +26,15 @@ def _planted(size: int, values: torch.Tensor, seed: int = 0) -> tuple[torch.Tens
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 2.0**-46), (torch.float32, 2.0**-20)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 2.0**-46), (torch.float32, 2.0**-18)])
 def test_moments_of_strips_are_the_whole_product(side: str, dtype: torch.dtype, error: float) -> None:
     changes = _changes(150, 301, count=20, dtype=dtype)
     exact = _exact(changes, side)
     (moment,) = block_moments(changes, size=len(exact), block=len(exact), side=side)
-    torch.testing.assert_close(moment, moment.T)
+    # How float32 is summed is the CPU's own: 2^-22 with wide vectors, 2^-19.4 and not symmetric without them.
     scale = exact.diag().sqrt()
-    assert float(((moment - exact).abs() / (scale[:, None] * scale[None, :])).max()) < error
+    for off in (moment - exact, moment - moment.T):
+        assert float((off.abs() / (scale[:, None] * scale[None, :])).max()) < error
 
 
 def test_moments_of_blocks_are_cut_from_the_whole_one() -> None:

@@ -25,12 +25,14 @@ _EXACT = 15
 _OCTAVES = 64
 _MIDDLE = _EXACT + _OCTAVES
 _WIDTH = 2 * _MIDDLE + 1
+_COUNTED = 1 << 17
+"""Integers whose symbols are held at a time."""
 
 
 def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
     """Cut a sequence so that the estimated size of all pages is small.
 
-    Neighbouring pieces are merged for as long as a merge saves bits. On cores of the digits ViTs the pages take 0.8,
+    Neighbouring pieces are merged for as long as a merge saves bits, those first that save most. On cores of the digits ViTs the pages take 0.8,
     1.9 and 3.0 % fewer bits than pages of 16,384 (at 1.1, 0.46 and 0.31 bits per coefficient).
 
     Parameters
@@ -48,32 +50,54 @@ def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
     pieces = -(-count // piece)
     if pieces < 2:
         return [count] if count else []
-    extra_bits = _extra_bits()
-    # Piece by piece: the symbols of all would take several times what the integers do.
-    counts = np.stack(
-        [
-            np.bincount(_symbols(values[start : start + piece]), minlength=_WIDTH)
-            for start in range(0, count, piece)
-        ]
-    ).astype(np.float64)
-    histograms = list(counts)
-    sizes = [piece] * (pieces - 1) + [count - piece * (pieces - 1)]
-    alone = _costs(counts, extra_bits)
-    costs = alone.tolist()
-    gains = (alone[:-1] + alone[1:] - _costs(counts[:-1] + counts[1:], extra_bits)).tolist()
-    gains = [gain if sum(sizes[at : at + 2]) <= _LONGEST else -1.0 for at, gain in enumerate(gains)]
-    while gains:
-        at = int(np.argmax(gains))
-        if gains[at] <= 0.0:
-            break
-        histograms[at] = histograms[at] + histograms.pop(at + 1)
-        costs[at] = costs[at] + costs.pop(at + 1) - gains.pop(at)
-        sizes[at] += sizes.pop(at + 1)
-        for other in (at - 1, at):
-            if 0 <= other < len(gains):
-                fits = sum(sizes[other : other + 2]) <= _LONGEST
-                gains[other] = _gain(histograms, costs, other, extra_bits) if fits else -1.0
-    return sizes
+    histograms = _histograms(values, piece, pieces)
+    sizes = np.full(pieces, piece)
+    sizes[-1] = count - piece * (pieces - 1)
+    used = np.flatnonzero(histograms.any(0))
+    histograms, extra_bits = histograms[:, used], _extra_bits()[used]
+    costs = _costs(histograms, extra_bits)
+    gains = _gains(histograms, costs, sizes, np.arange(pieces - 1), extra_bits)
+    while len(gains) and gains.max() > 0.0:
+        best = np.array(_apart(gains))
+        histograms[best] += histograms[best + 1]
+        sizes[best] += sizes[best + 1]
+        costs[best] += costs[best + 1] - gains[best]
+        changed = np.zeros(len(sizes), bool)
+        changed[best] = True
+        kept = np.ones(len(sizes), bool)
+        kept[best + 1] = False
+        histograms, sizes, costs, changed = histograms[kept], sizes[kept], costs[kept], changed[kept]
+        # The gain of a pair stands at its first piece.
+        gains = gains[kept[1:]]
+        anew = np.flatnonzero(changed[:-1] | changed[1:])
+        gains[anew] = _gains(histograms, costs, sizes, anew, extra_bits)
+    found: list[int] = sizes.tolist()
+    return found
+
+
+def _apart(gains: npt.NDArray[np.float64]) -> list[int]:
+    """Pick pairs to merge in one round: those that gain no less than the pairs beside them, none beside another."""
+    # At most 64, for which a loop takes less than numpy's calls.
+    found: list[int] = []
+    padded = [0.0, *gains.tolist(), 0.0]
+    for at, (before, gain, after) in enumerate(zip(padded, padded[1:], padded[2:], strict=False)):
+        if gain > 0.0 and gain >= before and gain >= after and found[-1:] != [at - 1]:
+            found.append(at)
+    return found
+
+
+def _histograms(values: npt.NDArray[np.integer], piece: int, pieces: int) -> npt.NDArray[np.float64]:
+    """Count the symbols of each piece, a row each."""
+    # A few pieces at a time: the symbols of all would take several times what the integers do.
+    together = max(1, _COUNTED // piece)
+    counts = np.empty((pieces, _WIDTH), np.float64)
+    for first in range(0, pieces, together):
+        symbols = _symbols(values[first * piece : (first + together) * piece])
+        held = min(together, pieces - first)
+        for place in range(1, held):
+            symbols[place * piece : (place + 1) * piece] += place * _WIDTH
+        counts[first : first + held] = np.bincount(symbols, minlength=held * _WIDTH).reshape(held, _WIDTH)
+    return counts
 
 
 def _extra_bits() -> npt.NDArray[np.float64]:
@@ -116,7 +140,7 @@ def _computed(values: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
 def _costs(
     histograms: npt.NDArray[np.float64], extra_bits: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Bits of several pages, a row each; as :func:`_cost`."""
+    """Bits of several pages, a row each: their entropy, header and bins."""
     totals = histograms.sum(1)
     parts = (histograms * np.log2(np.maximum(histograms, 1.0))).sum(1)
     bins = np.count_nonzero(histograms, axis=1)
@@ -125,19 +149,15 @@ def _costs(
     return bits
 
 
-def _cost(histogram: npt.NDArray[np.float64], extra_bits: npt.NDArray[np.float64]) -> float:
-    """Bits of a page: its entropy, its header, its bins."""
-    used = np.flatnonzero(histogram)
-    counts = histogram[used]
-    total = counts.sum()
-    entropy = total * np.log2(total) - float(counts @ np.log2(counts))
-    return float(entropy + counts @ extra_bits[used] + _PAGE_BITS + _BIN_BITS * len(used))
-
-
-def _gain(
-    histograms: list[npt.NDArray[np.float64]],
-    costs: list[float],
-    at: int,
+def _gains(
+    histograms: npt.NDArray[np.float64],
+    costs: npt.NDArray[np.float64],
+    sizes: npt.NDArray[np.int64],
+    first: npt.NDArray[np.intp],
     extra_bits: npt.NDArray[np.float64],
-) -> float:
-    return costs[at] + costs[at + 1] - _cost(histograms[at] + histograms[at + 1], extra_bits)
+) -> npt.NDArray[np.float64]:
+    """Bits saved by merging some pieces with those after them; below zero where a page would be too long."""
+    merged = _costs(histograms[first] + histograms[first + 1], extra_bits)
+    return np.where(
+        sizes[first] + sizes[first + 1] <= _LONGEST, costs[first] + costs[first + 1] - merged, -1.0
+    )

@@ -101,7 +101,9 @@ def test_any_order_of_summation_gives_the_same_bits() -> None:
     left, right = _side(rng, 48, 48, 48), _side(rng, 80, 80, 80)
     core = torch.from_numpy(rng.laplace(0, 3, (48, 80)).round())
     step = Step(200, -12)
-    bound = exactness_bound(core, left=left, right=right, step=step, shift=0, mean_bound=3.0, mean_grid=12)
+    bound = exactness_bound(
+        core, left=left.reach(), right=right.reach(), step=step, shift=0, mean_bound=3.0, mean_grid=12
+    )
     assert bound < EXACT_LIMIT
     plain = reconstruct(core, left=left, right=right, step=step, shift=0)
     rows, columns = torch.from_numpy(rng.permutation(48)), torch.from_numpy(rng.permutation(80))
@@ -120,7 +122,9 @@ def test_the_bound_is_never_below_the_true_sums(seed: int, big: int, exponent: i
     left, right = _side(rng, 6, 4, 3), _side(rng, 9, 9, 9)
     core = torch.from_numpy(rng.integers(-big, big + 1, (left.columns, right.columns)).astype(np.float64))
     step = Step(255, exponent)
-    bound = exactness_bound(core, left=left, right=right, step=step, shift=0, mean_bound=1.0, mean_grid=20)
+    bound = exactness_bound(
+        core, left=left.reach(), right=right.reach(), step=step, shift=0, mean_bound=1.0, mean_grid=20
+    )
     rows_n = [
         [sum(abs(int(c)) * abs(int(r)) for c, r in zip(row, col, strict=True)) for col in right.integers[0]]
         for row in core

@@ -18,11 +18,11 @@ import uws_store
 from uws_store.api import extend, rebase
 from uws_store.builder import fit
 from uws_store.builder.transform import Analysis
-from uws_store.canonical import Side
 from uws_store.device import CPU, each_device, fed, first_that_fits
 from uws_store.errors import InvalidInputError, MemoryLimitError
 from uws_store.executors import one_thread
 from uws_store.quantize import binned_in_any_order
+from uws_store.subspace import QuantisedSide
 
 OTHER = "cpu:0"
 SHAPES = {"a.weight": (48, 32), "conv.weight": (8, 4, 3, 3), "b.weight": (32, 48), "norm.weight": (64,)}
@@ -126,7 +126,7 @@ def test_a_model_that_finds_no_room_is_encoded_in_tiles_and_then_on_the_cpu(
     plain = uws_store.add(new, family="f", task="plain", registry=registry)
     assert not plain.model.notices
 
-    def elsewhere(analysis: Analysis, change: torch.Tensor) -> bool:
+    def elsewhere(analysis: Analysis, change: torch.Tensor, _: float) -> bool:
         return analysis.device != CPU and change.ndim == 2
 
     refused = _full(monkeypatch, Analysis, "coefficients", elsewhere)
@@ -144,13 +144,14 @@ def test_tiles_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("uws_store.builder.transform._TILE_ELEMENTS", 100)
     source = torch.Generator().manual_seed(0)
 
-    def side(size: int, block: int) -> Side:
+    def side(size: int, block: int) -> QuantisedSide:
         blocks = [
-            torch.randint(-9, 9, (min(block, size - at), min(block, size - at)), generator=source).double()
-            + 20 * torch.eye(min(block, size - at), dtype=torch.float64)
+            torch.randint(-9, 9, (min(block, size - at), min(block, size - at)), generator=source)
+            + 20 * torch.eye(min(block, size - at), dtype=torch.int64)
             for at in range(0, size, block)
         ]
-        return Side(size, block, block, tuple(blocks), 4)
+        entries = torch.cat([part.reshape(-1) for part in blocks]).to(torch.int16)
+        return QuantisedSide(size, block, block, entries, torch.full((size,), 4, dtype=torch.int16))
 
     change = torch.randn(37, 53, dtype=torch.float64, generator=source)
     for left, right in ((side(37, 37), side(53, 16)), (side(37, 10), None), (None, side(53, 53))):
@@ -158,6 +159,9 @@ def test_tiles_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(
             analysis.coefficients_by_tiles(change), analysis.coefficients(change), rtol=1e-12, atol=1e-13
         )
+        whole = analysis.coefficients(change, 0.5)
+        assert whole.dtype == torch.float32
+        assert torch.equal(analysis.coefficients_by_tiles(change, 0.5), whole)
 
 
 def test_where_nothing_has_room_the_error_is_typed() -> None:
@@ -249,14 +253,13 @@ def test_rebase_takes_a_device_and_tells_where_it_had_no_room(
     devices: list[torch.device] = []
     whole = Analysis.coefficients
 
-    def noted(analysis: Analysis, change: torch.Tensor) -> torch.Tensor:
+    def noted(analysis: Analysis, change: torch.Tensor, step: float) -> torch.Tensor:
         devices.append(analysis.device)
-        return whole(analysis, change)
+        return whole(analysis, change, step)
 
     monkeypatch.setattr(Analysis, "coefficients", noted)
     here = rebase("f", "task-02@1", registry=registry)
-    assert set(devices) == {CPU}
-    devices.clear()
+    assert devices == [], "the CPU itself works by panels"
     there = rebase("f", "task-02@1", registry=registry, device=OTHER)
     assert set(devices) == {torch.device(OTHER)}
     digests = [
@@ -265,7 +268,10 @@ def test_rebase_takes_a_device_and_tells_where_it_had_no_room(
     ]
     assert digests[0] == digests[1]
     refused = _full(
-        monkeypatch, Analysis, "coefficients", lambda analysis, change: analysis.device != CPU and change.ndim
+        monkeypatch,
+        Analysis,
+        "coefficients",
+        lambda analysis, change, _: analysis.device != CPU and change.ndim,
     )
     run_well("rebase", "f/task-03", "--registry", registry, "--device", OTHER)
     assert len(refused) == len(SHAPES)

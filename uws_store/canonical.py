@@ -21,6 +21,7 @@ from uws_store.errors import InvalidInputError
 __all__ = [
     "EXACT_LIMIT",
     "FRACTION_BITS",
+    "Reach",
     "Side",
     "Step",
     "exactness_bound",
@@ -35,6 +36,9 @@ EXACT_LIMIT = 2.0**53
 
 FRACTION_BITS = 10
 """Bits below one step that the first product keeps."""
+
+_BOUNDED = 1 << 18
+"""Coefficients that are looked at together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +130,29 @@ class Side:
         """Largest absolute entry of each column on the common grid, float64, shape (columns,)."""
         return torch.cat([block.abs().amax(0) for block in self.integers])
 
+    def reach(self) -> Reach:
+        """What :func:`exactness_bound` needs of the factor."""
+        return Reach(self.column_bounds(), self.grid)
+
     def to(self, device: torch.device) -> Side:
         """Copy to a device."""
         return Side(self.size, self.block, self.rank, tuple(b.to(device) for b in self.integers), self.grid)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far one factor carries a value.
+
+    Attributes
+    ----------
+    columns : torch.Tensor
+        As :meth:`Side.column_bounds`.
+    grid : int
+        Exponent of the factor's common grid.
+    """
+
+    columns: torch.Tensor
+    grid: int
 
 
 def _first_product(core_pq: torch.Tensor, right: Side | None) -> torch.Tensor:
@@ -171,8 +195,8 @@ def reconstruct(
 def exactness_bound(
     core_pq: torch.Tensor,
     *,
-    left: Side | None,
-    right: Side | None,
+    left: Reach | None,
+    right: Reach | None,
     step: Step,
     shift: int,
     mean_bound: float,
@@ -186,9 +210,9 @@ def exactness_bound(
     Parameters
     ----------
     core_pq : torch.Tensor
-        Whole numbers, float64.
-    left, right : Side or None
-        Quantised factors.
+        Whole numbers, of any type.
+    left, right : Reach or None
+        Of the quantised factors.
     step : Step
         The model's step.
     shift : int
@@ -203,13 +227,11 @@ def exactness_bound(
     float
         Largest possible sum, in units of the finest grid in use.
     """
-    core_abs = core_pq.abs()
+    rows_p = _row_bounds(core_pq, right)
     if right is None:
-        rows_p = core_abs.amax(1) if core_abs.numel() else core_abs.sum(1)
         worst = float(rows_p.max()) if rows_p.numel() else 0.0
         first_scale = float(1 << FRACTION_BITS)
     else:
-        rows_p = core_abs @ right.column_bounds()
         worst = float(rows_p.max()) if rows_p.numel() else 0.0
         first_scale = math.ldexp(1.0, FRACTION_BITS - right.grid)
     first_p = rows_p * first_scale + 1.0
@@ -217,7 +239,7 @@ def exactness_bound(
     grid = FRACTION_BITS
     second = float(first_p.max()) if first_p.numel() else 0.0
     if left is not None:
-        second = float((left.column_bounds() * first_p).sum())
+        second = float((left.columns * first_p).sum())
         grid += left.grid
     worst = max(worst, second)
     scaled = second * step.mantissa
@@ -226,6 +248,18 @@ def exactness_bound(
     finest = min(change_exponent, -mean_grid)
     total = math.ldexp(scaled, change_exponent - finest) + math.ldexp(mean_bound, -finest)
     return max(worst, total)
+
+
+def _row_bounds(core_pq: torch.Tensor, right: Reach | None) -> torch.Tensor:
+    """What the entries of each row can add up to, float64, (p,); a few rows at a time."""
+    p, q = core_pq.shape
+    if not p or not q:
+        return torch.zeros(p, dtype=torch.float64, device=core_pq.device)
+    parts: list[torch.Tensor] = []
+    for part in torch.split(core_pq, max(1, _BOUNDED // q)):
+        sizes = part.to(torch.float64).abs()
+        parts.append(sizes.amax(1) if right is None else sizes @ right.columns)
+    return torch.cat(parts)
 
 
 def fast_bound(

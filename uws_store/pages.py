@@ -54,6 +54,8 @@ def page_sizes(values: npt.NDArray[np.integer]) -> list[int]:
     sizes = np.full(pieces, piece)
     sizes[-1] = count - piece * (pieces - 1)
     used = np.flatnonzero(histograms.any(0))
+    if len(used) == 1 and count <= _LONGEST:
+        return [count]
     histograms, extra_bits = histograms[:, used], _extra_bits()[used]
     costs = _costs(histograms, extra_bits)
     gains = _gains(histograms, costs, sizes, np.arange(pieces - 1), extra_bits)
@@ -92,8 +94,9 @@ def _histograms(values: npt.NDArray[np.integer], piece: int, pieces: int) -> npt
     together = max(1, _COUNTED // piece)
     counts = np.empty((pieces, _WIDTH), np.float64)
     for first in range(0, pieces, together):
-        symbols = _symbols(values[first * piece : (first + together) * piece])
+        part = values[first * piece : (first + together) * piece]
         held = min(together, pieces - first)
+        symbols = _symbols(part)
         for place in range(1, held):
             symbols[place * piece : (place + 1) * piece] += place * _WIDTH
         counts[first : first + held] = np.bincount(symbols, minlength=held * _WIDTH).reshape(held, _WIDTH)
@@ -117,6 +120,10 @@ def _symbols_of_words(kind: str) -> npt.NDArray[np.int64]:
 
 def _symbols(values: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     """Give every small integer a symbol of its own, larger ones one per octave and sign."""
+    if values.dtype.kind == "i" and int(values.min()) >= -_EXACT and int(values.max()) <= _EXACT:
+        small = values.astype(np.int64)
+        small += _MIDDLE
+        return small
     if values.dtype.itemsize == 2:
         symbols: npt.NDArray[np.int64] = _symbols_of_words(values.dtype.kind)[values.view(np.uint16)]
         return symbols

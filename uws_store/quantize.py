@@ -13,13 +13,21 @@ error and not for a score gets the dead zone: at one bit it takes a fifth fewer 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
 from uws_store.errors import InvalidInputError
 
-__all__ = ["Rounding", "binned_in_any_order", "least_error_offset", "preserving_offset", "quantise"]
+__all__ = [
+    "Rounding",
+    "binned_in_any_order",
+    "least_error_offset",
+    "preserving_offset",
+    "quantise",
+    "quantised_integers",
+]
 
 Rounding = Literal["length", "error"]
 """What rounding keeps: a change's length, or its squared error at the fewest bits."""
@@ -32,6 +40,7 @@ _WHOLE = 0.62
 _LEAST_KEPT = 0.7
 """What is kept of it where the offset would have to be the largest."""
 _SMALL = 0.6
+_PART = 1 << 17
 
 
 def preserving_offset(coefficients: torch.Tensor, step: float) -> float:
@@ -54,28 +63,32 @@ def preserving_offset(coefficients: torch.Tensor, step: float) -> float:
     float
         In [0.4, 0.75], in units of 1/256. Costs one pass.
     """
-    scaled = coefficients.abs().reshape(-1) / step
-    if not scaled.numel() or not bool(scaled.max() < _LIMIT):
+    if not coefficients.numel() or not _largest(coefficients) / step < _LIMIT:
         return 0.5
-    fraction = scaled - torch.floor(scaled)
-    # Raising by one where the fraction is at least 1 - offset adds |t| there; what is missing is sum |t| fraction.
-    # Below _BINS: a fraction is below one, and times a power of two is exact.
-    bins = (fraction * _BINS).to(torch.int64)
-    raised = _binned(bins, scaled.to(torch.float64)).flip(0).cumsum(0)
-    wanted = torch.dot(scaled.to(torch.float64), fraction.to(torch.float64)).cpu()
+    # On the CPU a part at a time, which a core's own cache holds.
+    on_cpu = coefficients.device.type == "cpu"
+    binned = torch.zeros(_BINS, dtype=torch.float64)
+    wanted, energy = 0.0, 0.0
+    for part in _parts(coefficients) if on_cpu else (coefficients,):
+        scaled = part.abs().div_(step).reshape(-1)
+        fraction = scaled.frac()
+        # Raising by one where the fraction is at least 1 - offset adds |t| there; what is missing is sum |t| fraction.
+        # Below _BINS: a fraction is below one, and times a power of two is exact.
+        bins = (fraction * _BINS).to(torch.int64)
+        # A device adds in no order, and so in integers.
+        binned += (
+            torch.bincount(bins, weights=scaled, minlength=_BINS)
+            if on_cpu
+            else binned_in_any_order(bins, scaled.to(torch.float64)).cpu()
+        )
+        wanted += float(torch.dot(scaled, fraction))
+        energy += float(torch.dot(scaled, scaled))
+    raised = binned.flip(0).cumsum(0)
     offset = (int(torch.searchsorted(raised, wanted)) + 1) / _BINS
     if offset > _WHOLE:
         share = min(1.0, (offset - _WHOLE) / (_MOST - _WHOLE)) * (1.0 - _LEAST_KEPT)
-        energy = torch.dot(scaled.to(torch.float64), scaled.to(torch.float64)).cpu()
         offset = max(_WHOLE, (int(torch.searchsorted(raised, wanted - share * energy)) + 1) / _BINS)
     return min(_MOST, max(_LEAST, offset))
-
-
-def _binned(bins: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum weights by bin: on the CPU in their order, on a device, which keeps to none, in no order."""
-    if bins.device.type == "cpu":
-        return torch.bincount(bins, weights=weights, minlength=_BINS)
-    return binned_in_any_order(bins, weights).cpu()
 
 
 def binned_in_any_order(bins: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -117,8 +130,8 @@ def least_error_offset(coefficients: torch.Tensor, step: float) -> float:
     """
     if not coefficients.numel():
         return 0.5
-    small = int((coefficients.abs() < _SMALL * step).count_nonzero()) / coefficients.numel()
-    return min(0.5, max(0.3, 0.575 - 0.3 * small))
+    small = sum(int((part.abs() < _SMALL * step).count_nonzero()) for part in _parts(coefficients))
+    return min(0.5, max(0.3, 0.575 - 0.3 * small / coefficients.numel()))
 
 
 def quantise(
@@ -147,14 +160,71 @@ def quantise(
     InvalidInputError
         When an integer would not fit 32 bits (kind ``invalid-input/range``): the tensor should be private.
     """
-    if offset is None:
-        find = preserving_offset if rounding == "length" else least_error_offset
-        offset = find(coefficients, step)
+    offset = _offset(coefficients, step, offset, rounding)
     # In place: these are passes over whole models.
-    whole = coefficients.abs().div_(step).add_(offset).floor_()
+    return _rounded(coefficients.abs(), coefficients, step, offset)
+
+
+def quantised_integers(
+    coefficients: torch.Tensor, step: float, *, rounding: Rounding = "length"
+) -> torch.Tensor:
+    """Quantise coefficients as :func:`quantise` does, into the narrowest integers that hold them.
+
+    Parameters
+    ----------
+    coefficients : torch.Tensor
+        Real coefficients, any shape, on the CPU.
+    step : float
+        The tensor's step, positive.
+    rounding : {"length", "error"}
+        Which offset.
+
+    Returns
+    -------
+    torch.Tensor
+        int16 or int32, of the same shape; nothing else of its size is made.
+
+    Raises
+    ------
+    InvalidInputError
+        As :func:`quantise`.
+    """
+    offset = _offset(coefficients, step, None, rounding)
+    # Two more than the largest can become, whichever way its division is rounded.
+    narrow = not coefficients.numel() or _largest(coefficients) / step + 2.0 < 1 << 15
+    out = torch.empty(coefficients.shape, dtype=torch.int16 if narrow else torch.int32)
+    at = 0
+    for part in _parts(coefficients):
+        own = out.view(-1)[at : at + part.numel()]
+        own.copy_(_rounded(part.abs(), part, step, offset).reshape(-1))
+        at += part.numel()
+    return out
+
+
+def _parts(values: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Rows of a matrix, or other parts, that a core's own cache holds; views of what is given."""
+    if values.is_contiguous():
+        return torch.split(values.view(-1), _PART)
+    return torch.split(values, max(1, _PART // max(1, values[0].numel())))
+
+
+def _largest(values: torch.Tensor) -> float:
+    low, high = torch.aminmax(values)
+    return max(-float(low), float(high))
+
+
+def _offset(coefficients: torch.Tensor, step: float, offset: float | None, rounding: Rounding) -> float:
+    if offset is not None:
+        return offset
+    return (preserving_offset if rounding == "length" else least_error_offset)(coefficients, step)
+
+
+def _rounded(sizes: torch.Tensor, signed: torch.Tensor, step: float, offset: float) -> torch.Tensor:
+    """Round sizes, in place, and give them the signs of others."""
+    whole = sizes.div_(step).add_(offset).floor_()
     if whole.numel() and not bool(whole.max() < _LIMIT):
         raise InvalidInputError(
             "a coefficient needs more than 32 bits at this step", kind="invalid-input/range"
         )
     # -0.0 would be kept apart from 0.0 by the sign; whole numbers have one zero.
-    return whole.copysign_(coefficients).add_(0.0)
+    return whole.copysign_(signed).add_(0.0)

@@ -103,12 +103,23 @@ def analysis_matrix(side: Side) -> tuple[torch.Tensor, ...]:
     Quantised factors are not quite orthonormal; the encoder undoes that here, so that quantising them is a change
     of basis and not an error.
     """
-    out = []
-    for integers in side.integers:
-        real = integers * math.ldexp(1.0, -side.grid)
-        gram = real.T @ real
-        out.append(torch.linalg.solve(gram, real.T))
-    return tuple(out)
+    return tuple(_left_inverse(integers * math.ldexp(1.0, -side.grid)) for integers in side.integers)
+
+
+def _left_inverse(real_rk: torch.Tensor) -> torch.Tensor:
+    """Invert a matrix of full rank: a square one as it is, another by way of its products of columns."""
+    if real_rk.shape[0] == real_rk.shape[1]:
+        inverse_kr: torch.Tensor
+        inverse_kr, failed = torch.linalg.inv_ex(real_rk)
+        if not int(failed):
+            return inverse_kr
+    gram_kk = real_rk.T @ real_rk
+    triangle_kk, failed = torch.linalg.cholesky_ex(gram_kk)
+    if int(failed):
+        solved: torch.Tensor = torch.linalg.solve(gram_kk, real_rk.T)
+    else:
+        solved = torch.cholesky_solve(real_rk.T, triangle_kk)
+    return solved
 
 
 def project(change: torch.Tensor, analysis: tuple[torch.Tensor, ...] | None, *, block: int) -> torch.Tensor:

@@ -130,7 +130,7 @@ def scratch() -> Scratch:
 
 def analyses_of(basis: Basis, device: torch.device) -> AnalysisCache:
     """A basis's analyses for models that are encoded on a device."""
-    return AnalysisCache(basis, device=device, scratch=scratch() if basis.is_large else None)
+    return AnalysisCache.shared(basis, device=device, scratch=scratch() if basis.is_large else None)
 
 
 class FamilyTarget:

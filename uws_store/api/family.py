@@ -26,6 +26,7 @@ from uws_store.registry import ModelEntry, Registry, RegistryState, split_task
 __all__ = [
     "CACHE_BYTES",
     "Family",
+    "kept_basis",
     "open_family",
     "resolve_in",
 ]
@@ -39,7 +40,7 @@ _KEPT_BASES = 4
 
 
 class _BasisCache:
-    """The bases that were used last, so that loading model after model reads each basis once."""
+    """The bases that were used last, so that loading or adding model after model reads each basis once."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[tuple[object, ...], Basis] = OrderedDict()
@@ -62,6 +63,11 @@ class _BasisCache:
 
 
 _BASES = _BasisCache()
+
+
+def kept_basis(registry: Registry, family: str, digest: str) -> Basis:
+    """Open a basis, or take the one that was opened before from the same registry."""
+    return _BASES.get(registry, family, digest)
 
 
 class Family:

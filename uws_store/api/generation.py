@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from uws_store import layout
 from uws_store.api.encoding import option_of
+from uws_store.api.family import kept_basis
 from uws_store.basis import Basis
 from uws_store.checkpoint import Checkpoint
 from uws_store.errors import NotFoundError
@@ -143,7 +143,7 @@ def nearest_basis(bases: Sequence[CurrentBasis], checkpoint: Checkpoint) -> Curr
 
 
 def _open(registry: Registry, family: str, entry: BasisEntry) -> Basis:
-    return Basis.open(registry.storage, layout.basis_prefix(family, entry.digest), digest=entry.digest)
+    return kept_basis(registry, family, entry.digest)
 
 
 def _place_of(basis: Basis) -> tuple[int, int]:
@@ -170,6 +170,9 @@ def _distance(basis: Basis, checkpoint: Checkpoint) -> float:
         name = matrices[index * len(matrices) // count]
         values = checkpoint.read(name).to(torch.float64).reshape(basis.table[name].matrix)
         energy = float(values.square().sum())
-        apart = float((values - basis.tensor(name).mean()).square().sum()) / energy if energy else 0.0
+        stored = basis.stored(name)
+        assert stored.record.mean_grid is not None
+        mean = stored.mean.to(torch.float64) * math.ldexp(1.0, -stored.record.mean_grid)
+        apart = float((values - mean).square().sum()) / energy if energy else 0.0
         total += apart if math.isfinite(apart) else 1.0
     return total / count if count else math.inf

@@ -5,9 +5,11 @@ from __future__ import annotations
 from uws_store.basis.decoder import Decoder, Job, shared_decoder
 from uws_store.basis.files import read_files
 from uws_store.basis.opened import ARRAYS, Basis, array_record, is_large_basis, step_of
+from uws_store.basis.panels import PanelTensor
 from uws_store.basis.stack import Decode
 from uws_store.basis.table import Group, Slot
 from uws_store.basis.tensor import StoredTensor, TensorBasis
+from uws_store.basis.wide import WideTensor, is_wide
 
 __all__ = [
     "ARRAYS",
@@ -16,11 +18,14 @@ __all__ = [
     "Decoder",
     "Group",
     "Job",
+    "PanelTensor",
     "Slot",
     "StoredTensor",
     "TensorBasis",
+    "WideTensor",
     "array_record",
     "is_large_basis",
+    "is_wide",
     "read_files",
     "shared_decoder",
     "step_of",

@@ -16,17 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from uws_store.basis.digits import byte_products_are_exact
 from uws_store.basis.opened import Basis
+from uws_store.basis.panels import PanelTensor
 from uws_store.basis.positions import KEPT_INDEX
 from uws_store.basis.stack import Decode, Stack, fits_float32, float32_is_whole, rounded
-from uws_store.basis.wide import WideTensor
+from uws_store.basis.wide import WideTensor, is_wide
 from uws_store.canonical import Step
 from uws_store.dtypes import DType
 
 __all__ = ["Batch", "Decoder", "Job", "shared_decoder"]
 
 _WIDE_ELEMENTS = 1 << 15
+# From here on a tensor that is made in floating point is made panel by panel.
+_PANEL_ELEMENTS = 1 << 20
 _ACROSS_ELEMENTS = 1 << 25
 # On the CPU the float copies of large tensors are made anew for each model: they cost a hundredth of the products,
 # and eight times the memory of the integers.
@@ -100,7 +102,7 @@ class Decoder:
             for batch in job.batches
             for name in batch.names
         }
-        self._numbers: dict[tuple[int, int, Decode], Stack | WideTensor] = {}
+        self._numbers: dict[tuple[int, int, Decode], Stack | WideTensor | PanelTensor] = {}
         self._indexes: dict[int, npt.NDArray[np.integer]] = {}
         self._lock = threading.Lock()
 
@@ -159,13 +161,15 @@ class Decoder:
         what = self.jobs[index].batches[batch]
         own = None if core is None else core[what.start : what.start + math.prod(what.shape)].view(what.shape)
         numbers = self._ready(index, batch, self._arithmetic(what, step))
-        if isinstance(numbers, WideTensor):
+        if isinstance(numbers, WideTensor | PanelTensor):
             if dtypes[0] is None:
                 return [None]
-            made = numbers.predict(None if own is None else own[0], step=step, dtype=dtypes[0])
-            if made is not None:
-                return [made]
-            numbers = self._stack(what, "canonical")
+            core_pq = None if own is None else own[0]
+            made = numbers.predict(core_pq, step=step, dtype=dtypes[0])
+            if made is None:
+                panels = PanelTensor(self.basis.stored(what.names[0]), "canonical")
+                made = panels.predict(core_pq, step=step, dtype=dtypes[0])
+            return [made]
         values = numbers.predict(own, step=step)
         if len(set(dtypes)) == 1 and dtypes[0] is not None:
             values = rounded(values, dtypes[0], decode=numbers.decode)
@@ -209,34 +213,34 @@ class Decoder:
         )
         return "fast" if fast else "canonical"
 
-    def _ready(self, index: int, batch: int, decode: Decode) -> Stack | WideTensor:
+    def _ready(self, index: int, batch: int, decode: Decode) -> Stack | WideTensor | PanelTensor:
         with self._lock:
             found = self._numbers.get((index, batch, decode))
         if found is not None:
             return found
         what = self.jobs[index].batches[batch]
-        made: Stack | WideTensor
-        # Byte products cost less than float32 ones, so that a fast decode takes them, too, and is exact there.
-        stored = self.basis.stored(what.names[0])
-        if (
-            self.device.type == "cpu"
-            and len(what.names) == 1
-            and stored.mean.numel() >= _WIDE_ELEMENTS
-            and WideTensor.accepts(stored)
-            and byte_products_are_exact()
-        ):
-            made = WideTensor(stored)
-            if self.basis.is_large:
-                return made
-        else:
-            made = self._stack(what, decode)
-            if self.device.type == "cpu" and made.size_bytes > _KEPT_BYTES:
-                return made
+        made = self._made(what, decode)
+        if self.device.type == "cpu" and self._is_made_anew(made):
+            return made
         if self.device.type == "cuda":
             # Another thread may be on another stream, which does not wait for this one.
             torch.cuda.current_stream(self.device).synchronize()
         with self._lock:
             return self._numbers.setdefault((index, batch, decode), made)
+
+    def _is_made_anew(self, made: Stack | WideTensor | PanelTensor) -> bool:
+        """Whether numbers take too much to be kept on the CPU."""
+        return self.basis.is_large if isinstance(made, WideTensor) else made.size_bytes > _KEPT_BYTES
+
+    def _made(self, what: Batch, decode: Decode) -> Stack | WideTensor | PanelTensor:
+        if self.device.type == "cpu" and len(what.names) == 1:
+            stored = self.basis.stored(what.names[0])
+            # Byte products cost less than float32 ones, so that a fast decode takes them, too, and is exact there.
+            if stored.mean.numel() >= _WIDE_ELEMENTS and is_wide(stored):
+                return WideTensor(stored)
+            if stored.mean.numel() >= _PANEL_ELEMENTS:
+                return PanelTensor(stored, decode)
+        return self._stack(what, decode)
 
     def _stack(self, batch: Batch, decode: Decode) -> Stack:
         return Stack([self.basis.stored(name) for name in batch.names], device=self.device, decode=decode)

@@ -18,6 +18,7 @@ __all__ = [
     "PANEL",
     "SCRATCH",
     "Digit",
+    "byte_product",
     "byte_products_are_exact",
     "digits_of",
     "left_product",
@@ -139,7 +140,7 @@ def right_product(
     """Sum ``digit @ bytes.T`` over digits, of which only some columns meet the block: int32 where narrow, or float64."""
     total_rc: torch.Tensor | None = None
     for digit in digits:
-        product = _byte_product(digit.values[:, own], bytes_ck.T)
+        product = byte_product(digit.values[:, own], bytes_ck.T)
         product = product if narrow else product.to(torch.float64)
         if total_rc is None:
             total_rc = product
@@ -158,7 +159,7 @@ def left_product(
     total_rc: torch.Tensor | None = None
     for digit in digits_of(values_kc, peak, spared_from=2):
         block_kr = bytes_kr if digit.rows is None else bytes_kr[digit.rows]
-        product = _byte_product(block_kr.T, digit.values)
+        product = byte_product(block_kr.T, digit.values)
         product = product if narrow else product.to(torch.float64)
         if total_rc is None:
             total_rc = product
@@ -168,7 +169,8 @@ def left_product(
     return total_rc
 
 
-def _byte_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def byte_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Multiply int8 matrices into int32; exact where :func:`byte_products_are_exact`."""
     if first.shape[1] == 1:  # where torch 2.13 takes one operand for turned
         return first.to(torch.int32) * second.to(torch.int32)
     product: torch.Tensor = torch._int_mm(first, second)  # noqa: SLF001 - torch has no public name for it

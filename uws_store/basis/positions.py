@@ -70,8 +70,11 @@ class PoolPositions:
             out[significance_order(self.profiles)] = stored
 
     def sort(self, values: Integers, out: Integers) -> None:
-        """Put a group's integers in coding order into the stored sequence: undoes :meth:`unsort`."""
-        out[:] = values[significance_order(self.profiles)]
+        """Put a group's integers, in coding order, into the order in which they are stored: undo :meth:`unsort`."""
+        if self.index is not None:
+            out[self.index] = values
+        else:
+            np.take(values, significance_order(self.profiles), out=out, mode="clip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,15 @@ class Runs:
                 start = starts[index]
                 piece = stored[start : start + height * width].reshape(height, width)
                 out_pq[rows, columns] = piece[:, inside]
+
+    def sort(self, values_pq: Integers, out: Integers) -> None:
+        """Undo :meth:`unsort`."""
+        for rows, starts in self.rows:
+            height = rows.stop - rows.start
+            for index, width, inside, columns in self.columns:
+                start = starts[index]
+                piece = out[start : start + height * width].reshape(height, width)
+                piece[:, inside] = values_pq[rows, columns]
 
     @classmethod
     def of(
@@ -164,17 +176,20 @@ class TensorPositions:
         if self.runs is not None:
             self.runs.unsort(stored, out.reshape(p, q))
             return
-        for start, index in self._slices():
-            np.take(stored, index, out=out[start * q : start * q + len(index)], mode="clip")
+        for start, index in self._indexes():
+            np.take(stored, index, out=out[start : start + len(index)], mode="clip")
 
     def sort(self, values: Integers, out: Integers) -> None:
-        """Put the tensor's integers in row-major order into the stored sequence: undoes :meth:`unsort`."""
-        q = len(self.class_q)
-        for start, index in self._slices():
-            out[index] = values[start * q : start * q + len(index)]
+        """Put the tensor's integers, row by row, into the order in which they are stored: undo :meth:`unsort`."""
+        p, q = len(self.starts_pk), len(self.class_q)
+        if self.runs is not None:
+            self.runs.sort(values.reshape(p, q), out)
+            return
+        for start, index in self._indexes():
+            out[index] = values[start : start + len(index)]
 
-    def _slices(self) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
-        """Some rows at a time, where their coefficients are stored; what is given is written over by the next."""
+    def _indexes(self) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+        """Where the coefficients are stored, some rows at a time: the first one's number, and the places."""
         p, q = len(self.starts_pk), len(self.class_q)
         rows = max(1, _INDEX_SLICE // q)
         index = np.empty((min(rows, p), q), np.intp)
@@ -182,7 +197,7 @@ class TensorPositions:
             part = index[: min(rows, p - start)]
             np.take(self.starts_pk[start : start + rows], self.class_q, axis=1, out=part, mode="clip")
             part += self.rank_q
-            yield start, part.reshape(-1)
+            yield start * q, part.reshape(-1)
 
 
 Positions = PoolPositions | TensorPositions

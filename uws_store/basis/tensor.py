@@ -109,8 +109,8 @@ class TensorBasis:
         peak = float(self.mean_integers.to(torch.float64).abs().max()) if self.mean_integers.numel() else 0.0
         bound = canonical.exactness_bound(
             core_pq,
-            left=self.left,
-            right=self.right,
+            left=self.left.reach() if self.left else None,
+            right=self.right.reach() if self.right else None,
             step=step,
             shift=self.record.shift,
             mean_bound=math.ldexp(peak, -self.record.mean_grid),

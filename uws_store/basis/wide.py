@@ -14,14 +14,23 @@ from dataclasses import dataclass
 
 import torch
 
-from uws_store.basis.digits import PANEL, SCRATCH, Digit, digits_of, left_product, peak_of, right_product
+from uws_store.basis.digits import (
+    PANEL,
+    SCRATCH,
+    Digit,
+    byte_products_are_exact,
+    digits_of,
+    left_product,
+    peak_of,
+    right_product,
+)
 from uws_store.basis.stack import rounded
 from uws_store.basis.tensor import StoredTensor
 from uws_store.canonical import EXACT_LIMIT, FRACTION_BITS, Step, power_of_two
 from uws_store.dtypes import DType
 from uws_store.subspace import QuantisedSide, block_extents
 
-__all__ = ["WideTensor"]
+__all__ = ["WideTensor", "is_wide"]
 
 _LIMIT = float(1 << 30)
 _INT16_LIMIT = float((1 << 15) - 128)
@@ -81,9 +90,9 @@ class WideTensor:
 
     @staticmethod
     def accepts(tensor: StoredTensor) -> bool:
-        """Whether a tensor's factors fit bytes and are large enough to be worth it."""
+        """Whether a tensor's factors fit bytes and are large enough to be worth it; so it is where it has none."""
         sides = [side for side in (tensor.left, tensor.right) if side is not None]
-        return bool(sides) and all(
+        return all(
             _LEAST_EXTENT <= side.rank <= side.block <= _MAX_TERMS
             and side.integers.numel() > 0
             and int(side.integers.abs().max()) <= 127
@@ -121,18 +130,15 @@ class WideTensor:
         unit = math.ldexp(step.mantissa, step.exponent - self.record.shift)
         mean_unit = math.ldexp(1.0, -self.record.mean_grid)
         out_mn = torch.empty(m, n, dtype=dtype.torch)
-        lifted_pq = None
-        if core_pq is not None:
-            lifted_pq = self._lifted(core_pq)
-            if lifted_pq is None:
-                return None
+        if core_pq is not None and not self._fits(core_pq):
+            return None
         for panel in self._row_panels():
-            digits = [] if lifted_pq is None else self._core_digits(lifted_pq[panel.core_rows])
+            digits = [] if core_pq is None else self._core_digits(core_pq[panel.core_rows])
             for columns in self._column_panels(panel.rows.stop - panel.rows.start):
                 mean_rw = self._mean[panel.rows, columns]
                 values_rw = SCRATCH.like(mean_rw, torch.float64, "values").copy_(mean_rw).mul_(mean_unit)
-                if lifted_pq is not None:
-                    change = self._change(panel, digits, lifted_pq, columns)
+                if core_pq is not None:
+                    change = self._change(panel, digits, core_pq, columns)
                     if change is None:
                         return None
                     integers_rw, exponent = change
@@ -170,28 +176,29 @@ class WideTensor:
         for start in range(0, n, width):
             yield slice(start, min(start + width, n))
 
-    def _lifted(self, core_pq: torch.Tensor) -> torch.Tensor | None:
-        """The core with its columns on the right factor's grid; None beyond 32 bits."""
-        if self._right is None:
-            return core_pq
-        lift_q = self._right.lift
-        peak = peak_of(core_pq) * float(lift_q.max())
-        if peak >= _LIMIT:
-            return None
-        narrow = torch.int8 if peak <= 127 else torch.int16 if peak < _INT16_LIMIT else torch.int32
-        lifted_pq = core_pq.to(narrow)
-        return lifted_pq if float(lift_q.max()) == 1.0 else lifted_pq * lift_q.to(narrow)
+    def _fits(self, core_pq: torch.Tensor) -> bool:
+        """Whether the core, on the right factor's grid, stays within 32 bits."""
+        return self._right is None or peak_of(core_pq) * float(self._right.lift.max()) < _LIMIT
 
-    def _core_digits(self, lifted_rq: torch.Tensor) -> list[Digit]:
+    def _core_digits(self, core_rq: torch.Tensor) -> list[Digit]:
+        """Some rows of the core, on the right factor's grid, in digits."""
+        if self._right is None:
+            return []
+        lift_q = self._right.lift
+        peak = peak_of(core_rq) * float(lift_q.max())
+        narrow = torch.int8 if peak <= 127 else torch.int16 if peak < _INT16_LIMIT else torch.int32
+        lifted_rq = core_rq.to(narrow)
+        if float(lift_q.max()) != 1.0:
+            lifted_rq = lifted_rq * lift_q.to(narrow)
         # Few rows of a core are large.
-        return [] if self._right is None else list(digits_of(lifted_rq, peak_of(lifted_rq), spared_from=1))
+        return list(digits_of(lifted_rq, peak_of(lifted_rq), spared_from=1))
 
     def _change(
-        self, panel: _RowPanel, digits: Sequence[Digit], lifted_pq: torch.Tensor, columns: slice
+        self, panel: _RowPanel, digits: Sequence[Digit], core_pq: torch.Tensor, columns: slice
     ) -> tuple[torch.Tensor, int] | None:
         """What a panel is changed by, before the step: whole numbers, and the exponent of their unit."""
         if self._right is None:
-            first_rw, exponent = lifted_pq[panel.core_rows, columns], 0
+            first_rw, exponent = core_pq[panel.core_rows, columns], 0
         else:
             largest = self._right.reach * sum(digit.weight * digit.peak for digit in digits)
             if largest >= EXACT_LIMIT:
@@ -250,6 +257,11 @@ class WideTensor:
             exact = first_kw.dtype if peak < _FLOAT32_LIMIT else torch.float64
             return first_kw.to(exact).mul_(lift_k1.to(exact)).to(narrow)
         return first_kw.to(narrow) * lift_k1.to(narrow)
+
+
+def is_wide(tensor: StoredTensor) -> bool:
+    """Whether products with a tensor's factors are made in bytes on this machine."""
+    return WideTensor.accepts(tensor) and byte_products_are_exact()
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ Into = Callable[[str], Take | None]
 
 _SOURCE_METADATA_BYTES = 4096
 
+Integers = npt.NDArray[np.integer]
+
 
 @dataclass(slots=True)
 class EncodedTensors:
@@ -66,7 +68,7 @@ class EncodedTensors:
     scratch : Scratch or None
         Where cores and residuals lie until they are packed; None is memory.
     cores : dict of str to numpy.ndarray
-        int32 (p x q) of each coded tensor.
+        int16 or int32 (p x q) of each coded tensor.
     private : list of (PrivateRecord, bytes)
         Tensors that are kept byte for byte.
     absent : list of str
@@ -91,7 +93,7 @@ class EncodedTensors:
     checkpoint: Checkpoint
     step: Step
     scratch: Scratch | None = None
-    cores: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
+    cores: dict[str, Integers] = field(default_factory=dict)
     private: list[tuple[PrivateRecord, bytes]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     dtypes: dict[str, str] = field(default_factory=dict)
@@ -265,26 +267,22 @@ def _pack_arrays(
     return arrays
 
 
-def _group_core(
-    made: EncodedTensors, index: int, *, out: npt.NDArray[np.integer] | None = None
-) -> npt.NDArray[np.integer]:
+def _group_core(made: EncodedTensors, index: int, *, out: Integers | None = None) -> Integers:
     """Integers of a read group, sorted by significance; zeros for tensors that are not coded here."""
     group = made.basis.groups[index]
-    out = np.empty(group.coefficients, np.int32) if out is None else out
-    if len(group.names) == 1 and group.names[0] in made.cores:
-        pooled = made.cores[group.names[0]].reshape(-1)
+    found = [name for name in group.names if name in made.cores]
+    dtype = np.result_type(np.int16, *(made.cores[name] for name in found))
+    if len(group.names) == 1 and found:
+        pooled = made.cores[found[0]].reshape(-1)
     else:
-        pooled = np.zeros(group.coefficients, np.int32)
-        for name in group.names:
-            if name in made.cores:
-                offset = made.basis.slots[name].core_offset
-                flat = made.cores[name].reshape(-1)
-                pooled[offset : offset + len(flat)] = flat
-    if made.basis.is_large:
-        # An order of a large group takes several times what is ordered.
-        made.basis.positions(index).sort(pooled, out)
-    else:
-        out[:] = pooled[made.basis.order(index)]
+        pooled = np.zeros(group.coefficients, dtype)
+        for name in found:
+            offset = made.basis.slots[name].core_offset
+            flat = made.cores[name].reshape(-1)
+            pooled[offset : offset + len(flat)] = flat
+    if out is None:
+        out = np.empty(group.coefficients, dtype)
+    made.basis.positions(index).sort(pooled.astype(out.dtype, copy=False), out)
     return out
 
 
@@ -327,16 +325,14 @@ def _pack_core(made: EncodedTensors, take: Take | None) -> EncodedArray | None:
     if len(made.private_groups) == len(made.basis.groups):
         return None
     small = all(map(_fits_16_bits, made.cores.values()))
-    core: npt.NDArray[np.integer] = made.room(
-        document.core_length, np.dtype(np.int16) if small else np.dtype(np.int32)
-    )
+    core: Integers = made.room(document.core_length, np.dtype(np.int16) if small else np.dtype(np.int32))
     for index, group in enumerate(made.basis.groups):
         _group_core(made, index, out=core[group.start : group.start + group.coefficients])
         made.forget()
     return encode_array(core, chunk=document.core_chunk, page=document.core_page, made=take)
 
 
-def _fits_16_bits(values: npt.NDArray[np.int32]) -> bool:
+def _fits_16_bits(values: Integers) -> bool:
     return not values.size or bool(values.max() < 1 << 15 and values.min() > -(1 << 15))
 
 

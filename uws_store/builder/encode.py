@@ -85,7 +85,7 @@ def encode_model(
     made = EncodedTensors(basis, checkpoint, step, scratch if basis.is_large else None)
     with one_thread():
         _Encoder(
-            made, basis, checkpoint, step, exact, analyses or AnalysisCache(basis), rounding
+            made, basis, checkpoint, step, exact, analyses or AnalysisCache.shared(basis), rounding
         ).encode_all()
         return assemble_model(made, exact=exact, exact_overhead=exact_overhead, scores=scores)
 
@@ -142,8 +142,6 @@ class _Encoder:
                 self.made.keep(info, tensor, f"it is not tied to {record.tied_to} here")
         elif not info.dtype.is_float:
             self.made.keep(info, tensor, f"it is {info.dtype.name}")
-        elif not all(bool(torch.isfinite(part.to(torch.float64)).all()) for part in _parts(tensor)):
-            self.made.keep(info, tensor, "it holds NaN or infinity")
         else:
             self._encode_coded(record, info, tensor)
 
@@ -171,7 +169,8 @@ class _Encoder:
         self.made.energies[record.name] = error, energy
         self.made.cores[record.name] = self.made.held(factor.core)
         self.made.compact_digests[record.name] = digest_of(factor.compact)
-        self.made.exact_digests[record.name] = digest_of(factor.source)
+        if self.exact:
+            self.made.exact_digests[record.name] = digest_of(factor.source)
         if info.dtype.name != record.dtype:
             self.made.dtypes[record.name] = info.dtype.name
         if self.exact:

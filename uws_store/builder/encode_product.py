@@ -46,7 +46,7 @@ class EncodedFactor:
     Attributes
     ----------
     core : numpy.ndarray
-        int32, (p x q).
+        int16 or int32, (p x q).
     source, compact, prediction : torch.Tensor
         The source's factor, what the compact tier gives, and what the residual is taken against; in the source's
         shape and dtype.
@@ -54,7 +54,7 @@ class EncodedFactor:
         From ``compact`` to ``prediction``; None where they are one.
     """
 
-    core: npt.NDArray[np.int32]
+    core: npt.NDArray[np.integer]
     source: torch.Tensor
     compact: torch.Tensor
     prediction: torch.Tensor

@@ -29,7 +29,6 @@ from uws_store.subspace import (
     flat_profile,
     quantise_side,
     separable_profile,
-    side_from_integers,
 )
 
 __all__ = ["FitJob", "TensorFit", "fit_tensor", "held_members", "spread_members"]
@@ -266,11 +265,7 @@ def _finished(
 ) -> TensorFit:
     """Take the held members' coefficients in the basis: their profile, and the samples."""
     shift = job.shift
-    analysis = Analysis(
-        side_from_integers(left) if left else None,
-        side_from_integers(right) if right else None,
-        device=device,
-    )
+    analysis = Analysis(left, right, device=device)
     samples: dict[str, torch.Tensor] = {}
     picked: torch.Tensor | None = None
     variance: torch.Tensor | None = None

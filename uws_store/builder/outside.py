@@ -13,17 +13,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from uws_store.builder.transform import Analysis
-from uws_store.canonical import Side
 from uws_store.device import fed
 from uws_store.moments import SideMoment
 from uws_store.plan import Candidate, SideChoice
 from uws_store.subspace import (
     PROFILE_UNITS_PER_OCTAVE,
+    QuantisedSide,
     eigenvectors,
     flat_profile,
     quantise_side,
     separable_profile,
-    side_from_integers,
 )
 
 __all__ = ["Outside", "coded_by_others"]
@@ -139,7 +138,7 @@ def _coded(
 
 def _fitted_side(
     changes: Sequence[torch.Tensor], choice: SideChoice, side: str, centre: torch.Tensor
-) -> Side:
+) -> QuantisedSide:
     """A factor as it would be stored, from changes about another mean than their own."""
     size = int(centre.shape[0 if side == "left" else 1])
     moment = SideMoment(size=size, block=choice.block, side=side)
@@ -147,4 +146,4 @@ def _fitted_side(
         moment.add(change)
     moment.add(centre, times=-len(changes))
     vectors = [eigenvectors(each, choice.rank) for each in moment.blocks()]
-    return side_from_integers(quantise_side(vectors, size=size, block=choice.block, rank=choice.rank))
+    return quantise_side(vectors, size=size, block=choice.block, rank=choice.rank)

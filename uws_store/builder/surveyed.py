@@ -272,7 +272,7 @@ class SurveyedZoo:
         before: tuple[float, float] | None = None
         for _ in range(_TRIMS):
             step = built.step
-            analyses = AnalysisCache(built.basis, device=self.devices[0], scratch=self.members.scratch)
+            analyses = AnalysisCache.shared(built.basis, device=self.devices[0], scratch=self.members.scratch)
             encoded = [
                 encode_model(built.basis, self.members.checkpoints[task], step=step, analyses=analyses)
                 for task in self.sampled

@@ -120,7 +120,7 @@ class Promised:
         if step is None:
             # Some miss it at any step, which is dealt with later; the others decide.
             finest = Step.nearest(start.value * _FINEST)
-            analyses = AnalysisCache(built.basis)
+            analyses = AnalysisCache.shared(built.basis)
             sample = {
                 task: checkpoint
                 for task, checkpoint in sample.items()
@@ -151,7 +151,7 @@ class Promised:
         step = step_of(basis.document.step)
         if self.scorer.original(task, checkpoint) is None:
             return Settled(step, None)
-        held = analyses or AnalysisCache(basis)
+        held = analyses or AnalysisCache.shared(basis)
         roots: dict[Step, str] = {}
 
         def passes(at: Step) -> bool:
@@ -177,7 +177,7 @@ class Promised:
         FidelityError
             When models miss the promise and are to be refused (``fidelity/max-drop``); all of them are named.
         """
-        analyses = AnalysisCache(basis)
+        analyses = AnalysisCache.shared(basis)
         settled: dict[str, Settled] = {}
         for task, checkpoint in checkpoints.items():
             settled[task] = self.settle(task, checkpoint, basis, analyses)
@@ -215,7 +215,7 @@ class Promised:
         trials: int = TRIALS,
     ) -> Step | None:
         """Search the largest step that all of a sample pass; bounds are relative to the start."""
-        analyses = AnalysisCache(basis)
+        analyses = AnalysisCache.shared(basis)
         order = list(sample)
         done = 0
 

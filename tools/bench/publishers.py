@@ -33,10 +33,18 @@ from uws_store.metadata.log import Action, BasisAction, Commit, FamilyAction, Mo
 from uws_store.registry import Registry, RegistryState
 from uws_store.storage import LocalStorage, StorageUrl, parse_options
 
-__all__ = ["Published", "add_publishers_parser", "measure_publishers", "run_publishers", "show_publishers"]
+__all__ = [
+    "BUCKET",
+    "Published",
+    "add_publishers_parser",
+    "measure_publishers",
+    "moto",
+    "run_publishers",
+    "show_publishers",
+]
 
 _DIGEST = "0123456789abcdef" * 4
-_BUCKET = "uws-bench"
+BUCKET = "uws-bench"
 _CONTROL = "disk, look then write"
 _COMMIT = re.compile(r"_log/[0-9]{20}\.json")
 
@@ -145,10 +153,10 @@ def measure_publishers(
         else:
             folder = open_places.enter_context(tempfile.TemporaryDirectory())
             places = {"disk": StorageUrl(folder)}
-            address = open_places.enter_context(_moto())
+            address = open_places.enter_context(moto())
             if address is not None:
                 options = {"endpoint_url": address, "key": "bench", "secret": "bench"}
-                places["S3 (moto)"] = StorageUrl(f"s3://{_BUCKET}", options)
+                places["S3 (moto)"] = StorageUrl(f"s3://{BUCKET}", options)
         for name, place in places.items():
             measure(name, StorageUrl(f"{place}/one", place.options), 1, processes * publishes)
             measure(name, StorageUrl(f"{place}/all", place.options), processes, publishes)
@@ -280,7 +288,7 @@ def _model(state: RegistryState, digest: str) -> Action:
 
 
 @contextlib.contextmanager
-def _moto() -> Iterator[str | None]:
+def moto() -> Iterator[str | None]:
     """Run moto in threads of this process, where it is installed."""
     try:
         from moto.moto_server.werkzeug_app import (  # noqa: PLC0415 - need not be installed
@@ -304,7 +312,7 @@ def _moto() -> Iterator[str | None]:
     thread.start()
     try:
         made = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-        made.request("PUT", f"/{_BUCKET}")
+        made.request("PUT", f"/{BUCKET}")
         made.getresponse().read()
         made.close()
         yield f"http://127.0.0.1:{server.port}"

@@ -9,14 +9,16 @@ import hashlib
 import json
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from counting import Counting
+from pushing import Pushed, measure_pushing, pushed_markdown, show_pushed
 from rich.console import Console
 from rich.table import Table
 
-from uws_store.metadata.log import Action, BasisAction, FamilyAction, ModelAction
+from uws_store.metadata.log import Action, BasisAction, FamilyAction, ModelAction, PackPlace
 from uws_store.registry import Registry, RegistryState
 from uws_store.registry.reading import replay
 from uws_store.storage import LocalStorage, MemoryStorage, Storage
@@ -55,12 +57,16 @@ class OpeningResult:
         What the commits take, and what snapshots and indexes take beside them.
     resolve : Cost
         Opening the registry and resolving one model.
+    packed : Cost
+        The same where every model lies in a pack, of which the log and the snapshots say the places.
     whole_log : Cost
         The same by reading every commit: the baseline.
     listing : Cost
         Walking over every model of the registry.
     listing_peak_bytes : int
         Memory that the walk took at most beyond the open registry.
+    pushed : tuple of Pushed
+        What pushing a family of small models took, without and with packs.
     """
 
     models: int
@@ -69,61 +75,11 @@ class OpeningResult:
     log_bytes: int
     snapshot_bytes: int
     resolve: Cost
+    packed: Cost
     whole_log: Cost
     listing: Cost
     listing_peak_bytes: int
-
-
-@dataclass(slots=True)
-class _Counting:
-    """A storage that counts requests and the bytes they fetch."""
-
-    inner: Storage
-    requests: int = 0
-    size_bytes: int = 0
-    written: list[str] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return self.inner.url
-
-    def read(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
-        data = self.inner.read(path, start=start, end=end)
-        return self._counted(data)
-
-    def read_at_most(self, path: str, limit_bytes: int) -> bytes | None:
-        data = self.inner.read_at_most(path, limit_bytes)
-        self._counted(data or b"")
-        return data
-
-    def size(self, path: str) -> int | None:
-        self.requests += 1
-        return self.inner.size(path)
-
-    def modified(self, path: str) -> float | None:
-        self.requests += 1
-        return self.inner.modified(path)
-
-    def put(self, path: str, data: bytes) -> None:
-        self.inner.put(path, data)
-
-    def put_if_absent(self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None) -> bool:
-        return self.inner.put_if_absent(path, data, hints=hints)
-
-    def stage(self, path: str, data: bytes) -> bool:
-        return self.inner.stage(path, data)
-
-    def list(self, prefix: str) -> Iterator[str]:
-        self.requests += 1
-        return self.inner.list(prefix)
-
-    def delete(self, path: str) -> None:
-        self.inner.delete(path)
-
-    def _counted(self, data: bytes) -> bytes:
-        self.requests += 1
-        self.size_bytes += len(data)
-        return data
+    pushed: tuple[Pushed, ...]
 
 
 def measure_opening(
@@ -140,9 +96,11 @@ def measure_opening(
     progress : callable
         Told what is being done.
     """
-    if not folder.exists():
-        progress(f"writing {models} models")
-        _write(folder, models=models, families=families, per_commit=per_commit)
+    in_packs = folder.with_name(f"{folder.name}-packs")
+    for place in (folder, in_packs):
+        if not place.exists():
+            progress(f"writing {models} models")
+            _write(place, models=models, families=families, per_commit=per_commit, packed=place is in_packs)
     storage = LocalStorage(folder)
     commits = Registry.over(storage).state().number
     wanted = f"family-{families // 2:04d}"
@@ -159,6 +117,7 @@ def measure_opening(
 
     progress("resolving")
     resolving = _cost(storage, resolve, repeats=7)
+    packed = _cost(LocalStorage(in_packs), resolve, repeats=7)
     progress("listing")
     walking = _cost(storage, listing, repeats=2)
     tracemalloc.start()
@@ -182,9 +141,11 @@ def measure_opening(
         log_bytes=sum(logs.values()) - snapshots - index_bytes,
         snapshot_bytes=snapshots + index_bytes,
         resolve=resolving,
+        packed=packed,
         whole_log=reading,
         listing=walking,
         listing_peak_bytes=peak,
+        pushed=measure_pushing(progress=progress),
     )
 
 
@@ -195,6 +156,7 @@ def show_opening(result: OpeningResult, console: Console) -> None:
         table.add_row(name, f"{cost.seconds:.4f}", str(cost.requests), f"{cost.size_bytes:,}")
     console.print(table)
     console.print(_remarks(result), highlight=False)
+    show_pushed(result.pushed, console)
 
 
 def document(result: OpeningResult) -> dict[str, object]:
@@ -210,12 +172,13 @@ def markdown(result: OpeningResult, *, command: str) -> str:
     )
     return (
         f"# Opening a registry\n\nMade by `{command}`, on a local disk whose files are in the page cache.\n\n"
-        f"| way | time (s) | requests | bytes read |\n|---|---|---|---|\n{rows}\n\n{_remarks(result)}\n"
+        f"| way | time (s) | requests | bytes read |\n|---|---|---|---|\n{rows}\n\n{_remarks(result)}\n\n{pushed_markdown(result.pushed)}"
     )
 
 
 def _rows(result: OpeningResult) -> Iterator[tuple[str, Cost]]:
     yield "open, resolve one model", result.resolve
+    yield "the same, models in packs", result.packed
     yield "baseline: read the whole log, resolve it", result.whole_log
     yield "open, walk over every model", result.listing
 
@@ -231,14 +194,14 @@ def _remarks(result: OpeningResult) -> str:
 def _cost(storage: Storage, action: Callable[[Storage], None], *, repeats: int) -> Cost:
     least = float("inf")
     for _ in range(repeats):
-        counting = _Counting(storage)
+        counting = Counting(storage)
         began = time.perf_counter()
         action(counting)
         least = min(least, time.perf_counter() - began)
     return Cost(least, counting.requests, counting.size_bytes)
 
 
-def _write(folder: Path, *, models: int, families: int, per_commit: int) -> None:
+def _write(folder: Path, *, models: int, families: int, per_commit: int, packed: bool) -> None:
     """Publish in memory, then write the files: flushing each of them to a disk is not what is measured."""
     storage = MemoryStorage()
     registry = Registry.over(storage, create=True)
@@ -247,7 +210,7 @@ def _write(folder: Path, *, models: int, families: int, per_commit: int) -> None
         registry.publish(_founding(f"family-{number:04d}"))
         for first in range(0, each, per_commit):
             tasks = [f"task-{task:05d}" for task in range(first, min(each, first + per_commit))]
-            registry.publish(_adding(f"family-{number:04d}", tasks))
+            registry.publish(_adding(f"family-{number:04d}", tasks, packed=packed))
     for path in storage.list(""):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(storage.read(path))
@@ -260,7 +223,8 @@ def _founding(name: str) -> Callable[[RegistryState], list[Action]]:
     ]
 
 
-def _adding(family: str, tasks: list[str]) -> Callable[[RegistryState], list[Action]]:
+def _adding(family: str, tasks: list[str], *, packed: bool) -> Callable[[RegistryState], list[Action]]:
+    pack = _digest(f"{family} {tasks[0]}")
     return lambda state: [
         ModelAction(
             family=family,
@@ -270,8 +234,11 @@ def _adding(family: str, tasks: list[str]) -> Callable[[RegistryState], list[Act
             digest=_digest(f"{family}/{task}"),
             size_bytes=17_000,
             exact=False,
+            pack=PackPlace(digest=pack, offset=17_000 * number, document=1_000, length=17_000)
+            if packed
+            else None,
         )
-        for task in tasks
+        for number, task in enumerate(tasks)
     ]
 
 

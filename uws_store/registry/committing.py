@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from uws_store.registry.state import RegistryState
     from uws_store.storage import Storage
 
-__all__ = ["create_commit", "prepare_commit"]
+__all__ = ["create_commit", "prepare_commit", "second_writer"]
 
 _CHECKPOINT_COMMITS = 64
 _CHECKPOINT_BYTES = 128 << 10
 _ENTRY_BYTES = 250
 _MOST_ACTIONS = 4096
+_SECOND_WRITER = "storage/second-writer"
 
 
 def prepare_commit(
@@ -108,19 +109,28 @@ def _checkpoint(storage: Storage, view: View, commit_bytes: int) -> tuple[IndexE
         return None  # the commit is as good without
 
 
-def create_commit(storage: Storage, commit: Commit, data: bytes, *, hints: Mapping[str, bytes]) -> bool:
+def create_commit(
+    storage: Storage, commit: Commit, data: bytes, *, hints: Mapping[str, bytes], alone: bool = False
+) -> bool:
     """Write a commit if nobody was first; when in doubt, what stands there decides.
 
     A storage may create the object and fail to say so: the answer is lost, the client repeats the request by
     itself and is told that the object exists, or the folder cannot be flushed afterwards. The nonce tells our
     commit from another's; taking ours for another's would publish it twice.
+
+    With ``alone`` the storage cannot keep writers apart, and only one should be at work: it is read back whether one
+    was, which shows a second writer that wrote right after.
     """
     path = commit_path(commit.number)
     failure: StorageError | None = None
     try:
         if storage.put_if_absent(path, data, hints=hints):
+            if alone and storage.read(path) != data:
+                raise second_writer(storage, commit.number)
             return True
     except StorageError as error:
+        if error.kind == _SECOND_WRITER:
+            raise
         failure = error
     try:
         stored = read_limited(storage, path, Commit)
@@ -135,3 +145,12 @@ def create_commit(storage: Storage, commit: Commit, data: bytes, *, hints: Mappi
             raise failure
         return False
     return Commit.parse(stored, where=f"{storage.url}/{path}").nonce == commit.nonce
+
+
+def second_writer(storage: Storage, number: int) -> StorageError:
+    """Make the error for a commit that another writer replaced where there should be one writer."""
+    return StorageError(
+        f"{storage.url}: commit {number} was replaced by another's: this registry is for one writer at a time, and a second "
+        "one is at work. Stop it, look at what the log says now (uws-store log), and publish again what is missing",
+        kind=_SECOND_WRITER,
+    )

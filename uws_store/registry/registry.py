@@ -24,7 +24,7 @@ from uws_store.layout import REGISTRY_DOCUMENT, commit_path
 from uws_store.metadata.log import Action, Commit, RegistryDocument, new_nonce
 from uws_store.packs import model_storage
 from uws_store.registry.audit import audit
-from uws_store.registry.committing import create_commit, prepare_commit
+from uws_store.registry.committing import create_commit, prepare_commit, second_writer
 from uws_store.registry.creation import create_registry
 from uws_store.registry.exclusive import seen_exclusive
 from uws_store.registry.log import head_hint, read_head, read_limited, read_newest
@@ -289,7 +289,8 @@ class Registry:
             hints = head_hint(commit.number, tail=followed.tail)
             if beside is not None:
                 hints |= beside(followed.state)
-            if not create_commit(self.storage, commit, data, hints=hints):
+            alone = self.document.writers == "one"
+            if not create_commit(self.storage, commit, data, hints=hints, alone=alone):
                 continue
             with self._lock:
                 if self._view is view:  # else another thread has read further already
@@ -414,6 +415,10 @@ class Registry:
                 return self._view
             view = read_on(self.storage, self._view, look_beyond=True, use_hint=False)
             number = view.state.number
+            if number and self.document.writers == "one":
+                stored = read_limited(self.storage, commit_path(number), Commit)
+                if stored is not None and hashlib.sha256(stored).hexdigest() != view.state.sha256:
+                    raise second_writer(self.storage, number)
             if view is self._view and number and self.storage.size(commit_path(number)) is None:
                 raise FormatError(
                     f"{self.url}: commit {number} was read before and is gone; the log was damaged or put back "

@@ -49,6 +49,7 @@ _CODE_KINDS = {
 }
 # By the name of the class, since the libraries need not be installed.
 _CLASS_KINDS = {
+    "BucketNotFoundError": "storage/no-bucket",
     "ClientAuthenticationError": "storage/permission",
     "ClientConnectionError": "storage/unreachable",
     "ConnectError": "storage/unreachable",

@@ -1,26 +1,20 @@
 """A storage in a repository of the Hugging Face Hub: what is staged goes into the commit that makes it count.
 
-Every change there is a commit, so a publication is one: its objects, its log entry and its hint. Owns the staging,
-and the creation if absent that a commit on a known parent makes possible.
+Every change there is a commit, so a publication is one: its objects, its log entry and its hint. Owns the creation if
+absent that a commit on a known parent makes possible.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import shutil
-import tempfile
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import tenacity
 
-from uws_store.storage.bounded import Wanted, require_plain
 from uws_store.storage.faults import fault_of
-from uws_store.storage.remote import Backend, ObjectInfo, RemoteStorage
+from uws_store.storage.staging import StagingBackend, StagingStorage, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +43,7 @@ _AFTER_OTHERS = tenacity.retry(
 )
 
 
-class HubBackend(Backend):
+class HubBackend(StagingBackend):
     """The requests of a repository, with what is staged laid over them. Keys are paths in the repository.
 
     Parameters
@@ -59,45 +53,10 @@ class HubBackend(Backend):
     """
 
     def __init__(self, repo: HubRepo) -> None:
+        super().__init__(repo)
         self._repo = repo
-        self._lock = threading.Lock()
-        self._folder: Path | None = None
-        self._staged: dict[str, Path] = {}
         self._absent: set[str] = set()
         self.guards: list[Callable[[], None]] = []
-
-    def make(self, *, private: bool) -> None:
-        """Make the repository, if there is none."""
-        self._repo.make(private=private)
-
-    def fetch(self, key: str, start: int | None, end: int | None) -> bytes:
-        """See :meth:`Backend.fetch`."""
-        path = _path(key)
-        staged = self._staged.get(path)
-        if staged is not None:
-            data = staged.read_bytes()
-            return data if start is None else data[start:end]
-
-        def sink(is_part: bool, encoding: str | None) -> Wanted:  # noqa: FBT001 - told, not chosen
-            require_plain(encoding)
-            return Wanted(start, end, is_part=is_part)
-
-        return self._repo.fetch(path, start, end, sink=sink)
-
-    def info(self, key: str) -> ObjectInfo:
-        """See :meth:`Backend.info`; the time is that of the commit that last changed the file."""
-        path = _path(key)
-        staged = self._staged.get(path)
-        if staged is not None:
-            return ObjectInfo(staged.stat().st_size, None)
-        found = self._repo.info([path], times=True).get(path)
-        if found is None:
-            raise FileNotFoundError(path)
-        return ObjectInfo(found.size, found.modified)
-
-    def create(self, key: str, data: bytes) -> None:
-        """See :meth:`Backend.create`; what is staged goes along."""
-        self.publish(key, data, {})
 
     @_AFTER_OTHERS
     def publish(self, key: str, data: bytes, hints: Mapping[str, bytes]) -> None:
@@ -105,65 +64,49 @@ class HubBackend(Backend):
 
         When another's commit comes in between, the Hub refuses this one, and all is looked at again.
         """
-        path = _path(key)
+        path = path_of(key)
         parent = self._repo.head()
         for guard in list(self.guards):
             guard()
         if self._repo.info([path]).get(path) is not None:
             raise FileExistsError(path)
-        with self._lock:
-            staged = dict(self._staged)
+        staged = self._waiting()
         changes: dict[str, bytes | Path | None] = {
             **staged,
             path: data,
-            **{_path(hint): held for hint, held in hints.items()},
+            **{path_of(hint): held for hint, held in hints.items()},
         }
         self._repo.commit(changes, message=f"Create {path}", parent=parent)
+        self._arrived(staged)
         with self._lock:
-            for name in staged:
-                self._staged.pop(name, None)
             self._absent.clear()
-            done = set(staged.values()) - set(self._staged.values())
-        for kept in done:
-            kept.unlink(missing_ok=True)
 
     def stage(self, key: str, data: bytes) -> None:
         """Keep a file for the next publication; `FileExistsError` when the repository or the stage has it."""
-        path = _path(key)
-        with self._lock:
-            known = path in self._staged
-        if known or self._is_in_repository(path):
+        path = path_of(key)
+        if path in self._waiting() or self._is_in_repository(path):
             raise FileExistsError(path)
-        with self._lock:
-            if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="uws-store-"))
-                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-            kept = self._folder / hashlib.sha256(data).hexdigest()
-            kept.write_bytes(data)
-            self._staged[path] = kept
+        self._keep(path, data)
 
     def replace(self, key: str, data: bytes) -> None:
         """See :meth:`Backend.replace`; a commit of its own."""
-        path = _path(key)
+        path = path_of(key)
         self._change(path, data, f"Write {path}")
 
     def remove(self, key: str) -> None:
         """See :meth:`Backend.remove`; a commit of its own."""
-        path = _path(key)
-        with self._lock:
-            staged = self._staged.pop(path, None)
-        if staged is None and path in self._repo.info([path]):
+        path = path_of(key)
+        if not self._drop(path) and path in self._repo.info([path]):
             self._change(path, None, f"Remove {path}")
 
     def keys(self, prefix: str) -> Iterable[str]:
         """See :meth:`Backend.keys`."""
         root = prefix.partition("/")[0]
-        folder = _path(prefix)
+        folder = path_of(prefix)
         found: set[str] = set()
         with contextlib.suppress(FileNotFoundError):
             found.update(path for path in self._repo.files(folder) if path not in _HUBS_OWN)
-        with self._lock:
-            found.update(self._staged)
+        found.update(self._waiting())
         return [f"{root}/{path}" for path in found]
 
     @_AFTER_OTHERS
@@ -182,7 +125,7 @@ class HubBackend(Backend):
         return path in found
 
 
-class HubStorage(RemoteStorage):
+class HubStorage(StagingStorage):
     """A repository of the Hub.
 
     Parameters
@@ -205,26 +148,6 @@ class HubStorage(RemoteStorage):
         self._hub = backend
         self.card_path = None if "/" in root else "README.md"
 
-    def put_if_absent(self, path: str, data: bytes, *, hints: Mapping[str, bytes] | None = None) -> bool:
-        """See :meth:`Storage.put_if_absent`; one commit for the object, its hints and all that was staged."""
-        key, beside = self._key(path), {self._key(hint): held for hint, held in (hints or {}).items()}
-        try:
-            with self._errors("create", path, creates=True):
-                self._hub.publish(key, data, beside)
-        except FileExistsError:
-            return False
-        return True
-
-    def stage(self, path: str, data: bytes) -> bool:
-        """See :meth:`Storage.stage`; kept on this machine until the next `put_if_absent`."""
-        key = self._key(path)
-        try:
-            with self._errors("create", path, creates=True):
-                self._hub.stage(key, data)
-        except FileExistsError:
-            return False
-        return True
-
     @contextlib.contextmanager
     def guarded(self, check: Callable[[], None]) -> Iterator[None]:
         """Make a check part of every commit: it looks at no older state than the commit's parent, and may raise.
@@ -236,13 +159,3 @@ class HubStorage(RemoteStorage):
             yield
         finally:
             self._hub.guards.remove(check)
-
-    def make(self, *, private: bool) -> None:
-        """Make the repository, if there is none."""
-        with self._errors("make", ""):
-            self._hub.make(private=private)
-
-
-def _path(key: str) -> str:
-    """Give the path in the repository: a key without the word that stands for it."""
-    return key.partition("/")[2]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from uws_store.errors import InvalidInputError, NotFoundError
+from uws_store.storage.bucket import BucketBackend, BucketStorage
 from uws_store.storage.faults import as_error
 from uws_store.storage.hugging import HubBackend, HubStorage
 from uws_store.storage.local import LocalStorage
@@ -52,6 +53,7 @@ _REPOSITORY = re.compile(
     rf"(models/|(?P<kind>datasets)/)?(?P<id>(?!(models|datasets|spaces|buckets)/){_NAME}/{_NAME})"
     r"(@(?P<revision>[A-Za-z0-9][A-Za-z0-9._-]*))?(/(?P<prefix>[^?#]*?))?/?"
 )
+_HUB_BUCKET = re.compile(rf"buckets/(?P<id>{_NAME}/{_NAME})(/(?P<prefix>[^?#@]*?))?/?")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
@@ -65,10 +67,10 @@ def open_storage(
     url : str
         A folder's path (``~`` is the home folder), a ``file://`` URL (percent-encoded), ``memory://name``
         (shared within the process), ``s3://``, ``gs://`` or ``az://`` with ``bucket/prefix``, ``hf://org/name`` or ``hf://datasets/org/name`` with
-        a branch after ``@`` and a prefix, or the ``http(s)://`` URL of a folder that a web server serves, which can
+        a branch after ``@`` and a prefix, ``hf://buckets/org/name`` with a prefix, or the ``http(s)://`` URL of a folder that a web server serves, which can
         only be read.
     create : bool, optional
-        Make the storage when it does not exist. Buckets are not made; a repository of the Hub is, private unless the
+        Make the storage when it does not exist. Buckets of clouds are not made; a repository or a bucket of the Hub is, private unless the
         option ``private`` is False.
     storage_options : Mapping of str to object, optional
         What the backend's fsspec file system takes: ``endpoint_url``, ``key``, ``secret``, ``anon``... They are
@@ -137,40 +139,53 @@ def _open_remote(scheme: str, rest: str, options: Mapping[str, object]) -> Remot
     return RemoteStorage(backend, str(url) if scheme in _WEB else address, url=url)
 
 
-def _open_hub(rest: str, options: Mapping[str, object], *, create: bool) -> HubStorage:
-    matched = _REPOSITORY.fullmatch(rest)
+def _open_hub(rest: str, options: Mapping[str, object], *, create: bool) -> HubStorage | BucketStorage:
+    bucket = _HUB_BUCKET.fullmatch(rest)
+    matched = bucket or _REPOSITORY.fullmatch(rest)
     if matched is None:
         raise InvalidInputError(
-            "this hf URL cannot be used; write hf://org/name, hf://datasets/org/name, and @branch and /prefix after the "
-            "name; buckets and spaces are not supported",
+            "this hf URL cannot be used; write hf://org/name, hf://datasets/org/name or hf://buckets/org/name, and /prefix "
+            "after the name, for repositories @branch before it; spaces are not supported",
             kind="invalid-input/storage-url",
         )
-    kind, repo_id, revision, prefix = (
-        matched["kind"],
-        matched["id"],
-        matched["revision"],
-        matched["prefix"] or "",
-    )
+    prefix = matched["prefix"] or ""
     if prefix:
         check_path(prefix)
-    known = {"endpoint", "private", "revision", "token"}
+    known = {"endpoint", "private", "token"} | (set() if bucket else {"revision"})
     if not known.issuperset(options):
         raise InvalidInputError(
             f"hf:// takes the storage options {', '.join(sorted(known))}, not {', '.join(sorted(set(options) - known))}",
             kind="invalid-input/storage-option",
         )
-    from uws_store.hub import HubRepo  # noqa: PLC0415 - the client takes a third of a second to import
+    given, token = options.get("endpoint"), options.get("token")
+    endpoint = None if given is None else str(given)
+    token = token if token is None or isinstance(token, bool) else str(token)
+    url = StorageUrl(f"{_HUB}://{rest.rstrip('/')}", options)
+    storage: HubStorage | BucketStorage
+    # The client takes a third of a second to import.
+    if bucket:
+        try:
+            from uws_store.hub.bucket import HubBucket  # noqa: PLC0415
+        except ImportError as error:
+            raise InvalidInputError(
+                "hf://buckets/ needs a huggingface_hub that knows buckets; install a newer one with: "
+                "pip install --upgrade huggingface_hub",
+                kind="invalid-input/missing-package",
+            ) from error
 
-    endpoint, token = options.get("endpoint"), options.get("token")
-    repo = HubRepo(
-        repo_id,
-        repo_type="dataset" if kind else "model",
-        revision=revision or str(options.get("revision", "main")),
-        endpoint=None if endpoint is None else str(endpoint),
-        token=token if token is None or isinstance(token, bool) else str(token),
-    )
-    root = f"repository/{prefix}".rstrip("/")
-    storage = HubStorage(HubBackend(repo), root, url=StorageUrl(f"{_HUB}://{rest.rstrip('/')}", options))
+        backend = BucketBackend(HubBucket(matched["id"], endpoint=endpoint, token=token))
+        storage = BucketStorage(backend, f"bucket/{prefix}".rstrip("/"), url=url)
+    else:
+        from uws_store.hub import HubRepo  # noqa: PLC0415
+
+        repo = HubRepo(
+            matched["id"],
+            repo_type="dataset" if matched["kind"] else "model",
+            revision=matched["revision"] or str(options.get("revision", "main")),
+            endpoint=endpoint,
+            token=token,
+        )
+        storage = HubStorage(HubBackend(repo), f"repository/{prefix}".rstrip("/"), url=url)
     if create:
         storage.make(private=options.get("private") is not False)
     return storage

@@ -1,54 +1,29 @@
 """One repository of a Hugging Face Hub: its files by ranges, and one commit on a known parent.
 
-Owns every use of `huggingface_hub`. Must not know paths of ours, storages or errors of ours.
+Must not know paths of ours, storages or errors of ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-__all__ = ["HubRepo", "RepoFileInfo", "Sink"]
+from uws_store.hub.fetching import (
+    LIBRARY,
+    TIMEOUT_S,
+    HubFileInfo,
+    Sink,
+    fetch_file,
+    files_as_python_tells,
+)
 
-_TIMEOUT_S = 60
-_PARTIAL_CONTENT = 206
-
-
-@dataclass(frozen=True, slots=True)
-class RepoFileInfo:
-    """What the Hub says of a file.
-
-    Attributes
-    ----------
-    size : int
-        Bytes.
-    modified : float or None
-        Seconds since 1970: when the commit was made that last changed it; None when that was not asked for.
-    """
-
-    size: int
-    modified: float | None
-
-
-class Sink(Protocol):
-    """What takes an answer in pieces."""
-
-    def take(self, piece: bytes) -> bool:
-        """Take a piece; False when nothing further is wanted."""
-        ...
-
-    def data(self) -> bytes:
-        """All that was taken."""
-        ...
+__all__ = ["HubRepo"]
 
 
 class HubRepo:
@@ -83,14 +58,14 @@ class HubRepo:
         self._type = repo_type
         self._revision = revision
         self._token = token
-        self._api = HfApi(endpoint=endpoint, token=token, library_name="uws-store")
+        self._api = HfApi(endpoint=endpoint, token=token, library_name=LIBRARY)
         # Uploads would draw bars of their own beside ours.
         disable_progress_bars()
 
     def head(self) -> str:
         """Ask for the newest commit."""
         sha = self._api.repo_info(
-            repo_id=self.repo_id, repo_type=self._type, revision=self._revision, timeout=_TIMEOUT_S
+            repo_id=self.repo_id, repo_type=self._type, revision=self._revision, timeout=TIMEOUT_S
         ).sha
         if sha is None:
             raise OSError(f"the Hub tells no newest commit of {self.repo_id}")
@@ -106,24 +81,7 @@ class HubRepo:
     def fetch(
         self, path: str, start: int | None, end: int | None, *, sink: Callable[[bool, str | None], Sink]
     ) -> bytes:
-        """Read a file or a range of it.
-
-        Parameters
-        ----------
-        path : str
-            The file.
-        start, end : int or None
-            The range.
-        sink : callable
-            Told whether the answer is the range alone, and how it is compressed, gives what takes its pieces.
-        """
-        headers = {
-            **build_hf_headers(token=self._token, library_name="uws-store"),
-            "Accept-Encoding": "identity",
-        }
-        if start is not None:
-            last = "" if end is None else str(end - 1)
-            headers["Range"] = f"bytes={start}" if start < 0 else f"bytes={start}-{last}"
+        """Read a file or a range of it; see :func:`uws_store.hub.fetching.fetch_file`."""
         url = hf_hub_url(
             filename=path,
             revision=self._revision,
@@ -131,24 +89,9 @@ class HubRepo:
             repo_id=self.repo_id,
             repo_type=self._type,
         )
-        with _files():
-            answer = http_stream_backoff(
-                "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S, max_retries=3
-            )
-            with answer as response:
-                if response.is_error:
-                    response.read()
-                hf_raise_for_status(response)
-                taking = sink(
-                    response.status_code == _PARTIAL_CONTENT, response.headers.get("Content-Encoding")
-                )
-                for piece in response.iter_raw():
-                    if not taking.take(piece):
-                        break
-                return taking.data()
-        raise AssertionError("an answer or an error")
+        return fetch_file(url, start, end, token=self._token, sink=sink)
 
-    def info(self, paths: Collection[str], *, times: bool = False) -> dict[str, RepoFileInfo | None]:
+    def info(self, paths: Collection[str], *, times: bool = False) -> dict[str, HubFileInfo | None]:
         """Ask for files and folders by their paths: those that exist, with None for a folder."""
         found = self._api.get_paths_info(
             repo_id=self.repo_id,
@@ -158,9 +101,7 @@ class HubRepo:
             revision=self._revision,
         )
         return {
-            item.path: RepoFileInfo(
-                item.size, item.last_commit.date.timestamp() if item.last_commit else None
-            )
+            item.path: HubFileInfo(item.size, item.last_commit.date.timestamp() if item.last_commit else None)
             if isinstance(item, RepoFile)
             else None
             for item in found
@@ -168,7 +109,7 @@ class HubRepo:
 
     def files(self, folder: str) -> Iterator[str]:
         """Give the paths of all files below a folder (``""`` for all)."""
-        with _files():
+        with files_as_python_tells():
             for item in self._api.list_repo_tree(
                 repo_id=self.repo_id,
                 repo_type=self._type,
@@ -208,7 +149,7 @@ class HubRepo:
             else CommitOperationAdd(path_in_repo=path, path_or_fileobj=data)
             for path, data in changes.items()
         ]
-        with _files():
+        with files_as_python_tells():
             made = self._api.create_commit(
                 repo_id=self.repo_id,
                 repo_type=self._type,
@@ -218,14 +159,3 @@ class HubRepo:
                 parent_commit=parent,
             )
         return str(made.oid)
-
-
-class _files:  # noqa: N801 - used like a function
-    """Tell a file that is not there as Python does."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, EntryNotFoundError):
-            raise FileNotFoundError(str(error)) from error

@@ -236,7 +236,7 @@ def test_a_hub_that_is_not_there_is_unreachable() -> None:
         "hf://",
         "hf://alone",
         "hf://spaces/a/b",
-        "hf://buckets/a/b",
+        "hf://buckets/a",
         f"hf://user:{TOKEN}@team/x",
         f"hf://a/b?{TOKEN}",
     ],

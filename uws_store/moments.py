@@ -34,7 +34,7 @@ class SideMoment:
     Changes of float64 are multiplied and summed in float64: the relative error of an entry, against the product of
     the norms of its two rows, is at most the number of terms times 2^-53. Changes of float32 are multiplied in
     float32, at most 4,096 terms (one change at least) are summed there, and these sums are added up in float64: the
-    error is at most 2^-12 for adversarial signs, and below 2^-20 for what was measured. Half of each product is made,
+    error is at most 2^-12 for adversarial signs, and below 2^-19 for what was measured. Half of each product is made,
     in strips: the other half is its mirror.
 
     Parameters

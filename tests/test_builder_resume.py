@@ -95,7 +95,7 @@ def zoo(tmp_path: Path) -> Path:
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the tensors that are fitted."""
-    from uws_store.builder import surveyed  # noqa: PLC0415 - replaced for one test
+    from uws_store.builder import fit_tiles  # noqa: PLC0415 - replaced for one test
 
     names: list[str] = []
     whole = fit.fit_tensor
@@ -104,7 +104,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(job.survey.name)
         return whole(job)
 
-    monkeypatch.setattr(surveyed, "fit_tensor", counted)
+    monkeypatch.setattr(fit_tiles, "fit_tensor", counted)
     return names
 
 

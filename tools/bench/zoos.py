@@ -253,7 +253,12 @@ def _minilm(places: Places) -> BenchZoo:
     tasks = {path.stem: path for path in found}
     held = tuple((task, tasks[task]) for task in minilm.HELD_OUT if task in tasks)
     training = tuple((task, path) for task, path in tasks.items() if task not in minilm.HELD_OUT)
-    if len(training) + len(held) < minilm.FEWEST or not held or not places.shared.is_dir():
+    texts = places.shared / "text_sets"
+    if not texts.is_dir():
+        raise AbsentError(
+            f"{texts} is not there: its texts are what accuracy is measured on; give --zoos FOLDER"
+        )
+    if len(training) + len(held) < minilm.FEWEST or not held:
         raise AbsentError(
             f"{len(tasks)} of at least {minilm.FEWEST} text models are trained; "
             "run python tools/bench/minilm.py first (100 s per task on two cores)"
@@ -265,7 +270,7 @@ def _minilm(places: Places) -> BenchZoo:
         private=("head.",),
         base=minilm.base_file(),
         metric=Metric("accuracy", higher_is_better=True, tolerance=HALF_POINT, scale=100),
-        score=minilm.scorer(places.shared / "text_sets"),
+        score=minilm.scorer(texts),
         bits=(0.35, 0.2, 0.14, 0.1, 0.06),
         steps=(1.5, 2.5, 4.0, 6.0, 8.0),
         counted_models=100,

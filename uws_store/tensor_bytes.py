@@ -15,7 +15,9 @@ import torch
 from uws_store.dtypes import DType
 from uws_store.errors import FormatError
 
-__all__ = ["bytes_of", "digest_of", "from_rotated", "rotated", "tensor_from_bytes"]
+__all__ = ["bytes_of", "digest_of", "from_rotated", "rotated", "tensor_from_bytes", "view_of"]
+
+_TILE = 1 << 17
 
 Words = npt.NDArray[np.unsignedinteger]
 
@@ -34,6 +36,11 @@ def _view(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
 def bytes_of(tensor: torch.Tensor) -> bytes:
     """Copy a tensor's bytes."""
     return _view(tensor).tobytes()
+
+
+def view_of(tensor: torch.Tensor) -> memoryview:
+    """A tensor's bytes where they lie, when it lies on the CPU in one piece; else a copy of them."""
+    return _view(tensor).data
 
 
 def digest_of(tensor: torch.Tensor) -> bytes:
@@ -61,18 +68,24 @@ def tensor_from_bytes(data: bytes, *, dtype: DType, shape: tuple[int, ...]) -> t
     return flat.view(dtype.torch).reshape(shape)
 
 
-def rotated(data: bytes, *, width: int) -> Words:
+def rotated(data: bytes | memoryview, *, width: int) -> Words:
     """Read bytes as words of 16, 32 or 64 bits, each rotated left by one: a float's sign becomes its lowest bit.
 
     Entropy coders take small integers for likely ones, and a float is as likely to have one sign as the other.
     """
-    words = np.frombuffer(data, f"<u{width // 8}").astype(f"u{width // 8}")
-    turned: Words = (words << words.dtype.type(1)) | (words >> words.dtype.type(width - 1))
+    words = np.frombuffer(data, f"<u{width // 8}")
+    turned = np.empty(len(words), f"u{width // 8}")
+    for start in range(0, len(words), _TILE):
+        part = words[start : start + _TILE].astype(turned.dtype, copy=False)
+        turned[start : start + _TILE] = (part << part.dtype.type(1)) | (part >> part.dtype.type(width - 1))
     return turned
 
 
 def from_rotated(words: Words) -> Words:
     """Undo :func:`rotated`: the words, little-endian."""
     width = 8 * words.dtype.itemsize
-    back = (words >> words.dtype.type(1)) | (words << words.dtype.type(width - 1))
-    return back.astype(f"<u{width // 8}")
+    back = np.empty(len(words), f"<u{width // 8}")
+    for start in range(0, len(words), _TILE):
+        part = words[start : start + _TILE]
+        back[start : start + _TILE] = (part >> part.dtype.type(1)) | (part << part.dtype.type(width - 1))
+    return back

@@ -27,6 +27,7 @@ _EFFORT_ELEMENTS = 1 << 20
 """Short arrays are worth the coder's greatest effort: a histogram is a large part of them."""
 
 Integers = npt.NDArray[np.integer]
+Bytes = bytes | memoryview
 
 
 def pack_private(tensors: Iterable[tuple[str, bytes]]) -> dict[str, EncodedArray]:
@@ -45,15 +46,16 @@ def pack_private(tensors: Iterable[tuple[str, bytes]]) -> dict[str, EncodedArray
     tensors = list(tensors)
     arrays: dict[str, EncodedArray] = {}
     for width in _WIDTHS:
-        words, cuts = _words(tensors, width)
-        if not len(words):
+        data, cuts = _joined(tensors, width)
+        if not len(data):
             continue
+        words = rotated(data, width=width)
         coded = encode_array(
             words,
             chunk=layout.RESIDUAL_CHUNK,
             page=layout.page_for(len(words)),
             cuts=cuts,
-            level=_level(words),
+            level=_level(len(words)),
         )
         if sum(map(len, coded.objects.values())) < words.nbytes:
             arrays[f"private{width}"] = coded
@@ -64,38 +66,53 @@ def pack_private(tensors: Iterable[tuple[str, bytes]]) -> dict[str, EncodedArray
 
 
 def cheaper_alone(
-    tensors: Iterable[tuple[str, bytes]], streams: Iterable[Integers], *, overhead: float
+    tensors: Iterable[tuple[str, Bytes]], streams: Iterable[Integers], *, overhead: float
 ) -> bool:
     """Whether a read group's tensors take less alone than as core and residual.
 
     Parameters
     ----------
     tensors : iterable of (str, bytes)
-        Dtype and bytes of each.
+        Dtype and bytes of each; asked for when the streams are done with.
     streams : iterable of numpy.ndarray
-        The group's core and residuals, as they would be stored.
+        The group's core and residuals, as they would be stored; one is asked for after the other.
     overhead : float
         Share of the bytes alone by which core and residual may exceed them: a small compact tier is worth something.
     """
+    coded = sum(_coded_bytes(stream, layout.PCODEC_LEVEL) for stream in streams)
     tensors = list(tensors)
-    coded = sum(len(encode_integers(stream)) for stream in streams)
     alone = sum(len(data) for dtype, data in tensors if DTYPES[dtype].bits not in _WIDTHS)
     for width in _WIDTHS:
-        words, cuts = _words(tensors, width)
-        if len(words):
-            sizes = np.diff([0, *cuts, len(words)]).tolist()
-            alone += len(encode_integers(words, sizes=sizes, level=_level(words)))
+        data, cuts = _joined(tensors, width)
+        count = len(data) * 8 // width
+        for start in range(0, count, layout.RESIDUAL_CHUNK):
+            stop = min(start + layout.RESIDUAL_CHUNK, count)
+            words = rotated(data[start * width // 8 : stop * width // 8], width=width)
+            inside = [cut - start for cut in cuts if start < cut < stop]
+            alone += _coded_bytes(words, _level(count), cuts=inside)
     return alone * (1.0 + overhead) < coded
 
 
-def _words(tensors: Iterable[tuple[str, bytes]], width: int) -> tuple[Integers, list[int]]:
-    """The words of all tensors of one width, end to end, and where pages are cut between them."""
+def _coded_bytes(values: Integers, level: int, *, cuts: Sequence[int] | None = None) -> int:
+    """What integers take, coded in chunks as they are stored: a coder holds several times what it is given at once."""
+    if cuts is not None:
+        sizes = np.diff([0, *cuts, len(values)]).tolist()
+        return len(encode_integers(values, sizes=sizes, level=level))
+    chunk = layout.RESIDUAL_CHUNK
+    return sum(
+        len(encode_integers(values[start : start + chunk], level=level))
+        for start in range(0, len(values), chunk)
+    )
+
+
+def _joined(tensors: Iterable[tuple[str, Bytes]], width: int) -> tuple[Bytes, list[int]]:
+    """The bytes of all tensors of one width, end to end, and where pages of their words are cut between them."""
     parts = [data for dtype, data in tensors if DTYPES[dtype].bits == width]
-    return rotated(b"".join(parts), width=width), _cuts([len(part) * 8 // width for part in parts])
+    return parts[0] if len(parts) == 1 else b"".join(parts), _cuts([len(part) * 8 // width for part in parts])
 
 
-def _level(values: Integers) -> int:
-    return _EFFORT if len(values) <= _EFFORT_ELEMENTS else layout.PCODEC_LEVEL
+def _level(count: int) -> int:
+    return _EFFORT if count <= _EFFORT_ELEMENTS else layout.PCODEC_LEVEL
 
 
 def _cuts(lengths: Sequence[int]) -> list[int]:

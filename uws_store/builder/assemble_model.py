@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -38,9 +38,9 @@ from uws_store.metadata.model import (
     SourceRecord,
     relative_error,
 )
-from uws_store.residual import residual_dtype, residual_order
+from uws_store.residual import residual_dtype, sorted_residual
 from uws_store.store import EncodedArray, encode_array
-from uws_store.tensor_bytes import bytes_of, digest_of
+from uws_store.tensor_bytes import bytes_of, digest_of, view_of
 
 __all__ = ["EncodedTensors", "assemble_model"]
 
@@ -51,6 +51,7 @@ Into = Callable[[str], Take | None]
 _SOURCE_METADATA_BYTES = 4096
 
 Integers = npt.NDArray[np.integer]
+Words = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(slots=True)
@@ -82,7 +83,9 @@ class EncodedTensors:
     private_groups : list of int
         Read groups that are stored alone.
     residuals : dict of str to (numpy.ndarray, numpy.ndarray)
-        Residual and its classes (int16) of each coded tensor.
+        Residual and its classes (int16) of each coded tensor, until its read group is sorted.
+    sorted : dict of int to dict
+        Residuals of a read group by the name of their array, sorted by class.
     notices : list of str
         What the user should know.
     products : list of EncodedProduct
@@ -101,9 +104,8 @@ class EncodedTensors:
     exact_digests: dict[str, bytes] = field(default_factory=dict)
     energies: dict[str, tuple[float, float]] = field(default_factory=dict)
     private_groups: list[int] = field(default_factory=list)
-    residuals: dict[str, tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int16]]] = field(
-        default_factory=dict
-    )
+    residuals: dict[str, tuple[Words, npt.NDArray[np.int16]]] = field(default_factory=dict)
+    sorted: dict[int, dict[str, Words]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     products: list[EncodedProduct] = field(default_factory=list)
 
@@ -123,18 +125,23 @@ class EncodedTensors:
         """Put an array where it is to lie."""
         if self.scratch is None:
             return values
-        return self.joined([values.reshape(-1)]).reshape(values.shape)
+        held = self.room(values.size, values.dtype)
+        held[:] = values.reshape(-1)
+        self.scratch.forget()
+        return held.reshape(values.shape)
 
-    def joined(self, parts: Sequence[npt.NDArray[T]]) -> npt.NDArray[T]:
-        """Lay 1-D arrays end to end where they are to lie."""
-        if self.scratch is None:
-            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def joined(self, parts: list[npt.NDArray[T]]) -> npt.NDArray[T]:
+        """Lay 1-D arrays that are held end to end; they are given up."""
+        if len(parts) == 1:
+            return parts.pop()
         joined = self.room(sum(map(len, parts)), parts[0].dtype)
         at = 0
-        for part in parts:
+        parts.reverse()
+        while parts:
+            part = parts.pop()
             joined[at : at + len(part)] = part
             at += len(part)
-        self.scratch.forget()
+            self.forget()
         return joined
 
     def room(self, length: int, dtype: np.dtype[T]) -> npt.NDArray[T]:
@@ -159,7 +166,8 @@ def assemble_model(
     Parameters
     ----------
     made : EncodedTensors
-        Every tensor of the model; read groups that are cheaper alone are moved to ``private_groups``.
+        Every tensor of the model; read groups that are cheaper alone are moved to ``private_groups``. Cores and
+        residuals are given up.
     exact : bool
         Whether to add what makes every tensor bit-identical.
     exact_overhead : float or None
@@ -207,9 +215,9 @@ def assemble_model(
         file_bytes=records.get("files"),
         compact=DigestRecord.over([made.compact_digests[name] for name in order]),
         exact=DigestRecord.over([made.exact_digests[name] for name in order])
-        if exact and made.cores
+        if exact and made.energies
         else None,
-        lossless=True if exact and not made.cores else None,
+        lossless=True if exact and not made.energies else None,
         rel_error=_total_error(made),
         errors=ModelDocument.pack_errors(
             [relative_error(*made.energies[name]) for name in table_names if name in made.energies]
@@ -255,8 +263,10 @@ def _pack_arrays(
     private = [(record.dtype, data) for record, data in made.private]
     if exact and exact_overhead is not None:
         private += _keep_groups(made, exact_overhead)
-    arrays = pack_private(private) | _pack_residuals(made, into)
+    arrays = pack_private(private)
+    del private
     core = _pack_core(made, into("core"))
+    arrays |= _pack_residuals(made, into)
     if core is not None:
         arrays["core"] = core
     gauge = gauge_numbers(made.products) if exact else None
@@ -286,18 +296,29 @@ def _group_core(made: EncodedTensors, index: int, *, out: Integers | None = None
     return out
 
 
-def _group_residuals(made: EncodedTensors, index: int) -> dict[str, npt.NDArray[np.unsignedinteger]]:
-    """Residuals of a read group by the name of their array, sorted by class."""
+def _group_residuals(made: EncodedTensors, index: int) -> dict[str, Words]:
+    """Residuals of a read group by the name of their array, sorted by class; those of its tensors are given up."""
+    if index in made.sorted:
+        return made.sorted[index]
     members: dict[str, list[str]] = {}
     for name in made.basis.groups[index].names:
         if name in made.residuals:
             width = residual_dtype(DTYPES[made.dtype(name)]).removeprefix("uint")
             members.setdefault(f"residual{width}", []).append(name)
-    parts: dict[str, npt.NDArray[np.unsignedinteger]] = {}
+    parts: dict[str, Words] = {}
     for array, names in members.items():
-        values = np.concatenate([made.residuals[name][0] for name in names])
-        order = residual_order(np.concatenate([made.residuals[name][1] for name in names]))
-        parts[array] = values[order]
+        found = [made.residuals.pop(name) for name in names]
+        values = [residual for residual, _ in found]
+        classes = [own for _, own in found]
+        del found
+        parts[array] = made.held(
+            sorted_residual(
+                values[0] if len(values) == 1 else np.concatenate(values),
+                classes[0] if len(classes) == 1 else np.concatenate(classes),
+            )
+        )
+    made.sorted[index] = parts
+    made.forget()
     return parts
 
 
@@ -306,17 +327,25 @@ def _keep_groups(made: EncodedTensors, overhead: float) -> list[tuple[str, bytes
     kept: list[tuple[str, bytes]] = []
     for index, group in enumerate(made.basis.groups):
         names = [name for name in group.names if name in made.cores]
-        if any(made.basis.table[name].low_rank for name in group.names):
+        if not names or any(made.basis.table[name].low_rank for name in group.names):
             continue
-        tensors = [(made.dtype(name), bytes_of(made.checkpoint.read(name))) for name in names]
-        streams = [_group_core(made, index), *_group_residuals(made, index).values()]
-        if names and cheaper_alone(tensors, streams, overhead=overhead):
-            kept += tensors
+        # Read when the streams are done with.
+        tensors = ((made.dtype(name), view_of(made.checkpoint.read(name))) for name in names)
+        if cheaper_alone(tensors, _streams(made, index), overhead=overhead):
             made.private_groups.append(index)
+            del made.sorted[index]
             for name in names:
-                del made.cores[name], made.residuals[name], made.energies[name]
+                del made.cores[name], made.energies[name]
                 made.compact_digests[name] = made.exact_digests[name]
+                kept.append((made.dtype(name), bytes_of(made.checkpoint.read(name))))
+        made.forget()
     return kept
+
+
+def _streams(made: EncodedTensors, index: int) -> Iterator[Integers]:
+    """The residuals and the core of a read group, as they are stored."""
+    yield from _group_residuals(made, index).values()
+    yield _group_core(made, index)
 
 
 def _pack_core(made: EncodedTensors, take: Take | None) -> EncodedArray | None:
@@ -328,6 +357,8 @@ def _pack_core(made: EncodedTensors, take: Take | None) -> EncodedArray | None:
     core: Integers = made.room(document.core_length, np.dtype(np.int16) if small else np.dtype(np.int32))
     for index, group in enumerate(made.basis.groups):
         _group_core(made, index, out=core[group.start : group.start + group.coefficients])
+        for name in group.names:
+            made.cores.pop(name, None)
         made.forget()
     return encode_array(core, chunk=document.core_chunk, page=document.core_page, made=take)
 
@@ -338,20 +369,21 @@ def _fits_16_bits(values: Integers) -> bool:
 
 def _pack_residuals(made: EncodedTensors, into: Into) -> dict[str, EncodedArray]:
     """One array per storage width: read groups end to end."""
-    parts: dict[str, list[npt.NDArray[np.unsignedinteger]]] = {}
+    parts: dict[str, list[Words]] = {}
     for index in range(len(made.basis.groups)):
         for array, values in _group_residuals(made, index).items():
-            parts.setdefault(array, []).append(made.held(values))
-        made.forget()
-    return {
-        name: encode_array(
-            made.joined(arrays),
+            parts.setdefault(array, []).append(values)
+        made.sorted.pop(index, None)
+    arrays: dict[str, EncodedArray] = {}
+    for name, held in parts.items():
+        joined = made.joined(held)
+        arrays[name] = encode_array(
+            joined,
             chunk=made.basis.document.residual_chunk,
-            page=layout.page_for(sum(len(array) for array in arrays)),
+            page=layout.page_for(len(joined)),
             made=into(name),
         )
-        for name, arrays in parts.items()
-    }
+    return arrays
 
 
 def _source_metadata(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:

@@ -34,8 +34,6 @@ from uws_store.tensor_bytes import bytes_of, digest_of
 
 __all__ = ["EXACT_OVERHEAD", "encode_model"]
 
-_PART_ELEMENTS = 1 << 24
-
 EXACT_OVERHEAD = 0.005
 """Share by which core and residual of a read group may exceed its bits alone before it is stored alone.
 
@@ -88,11 +86,6 @@ def encode_model(
             made, basis, checkpoint, step, exact, analyses or AnalysisCache.shared(basis), rounding
         ).encode_all()
         return assemble_model(made, exact=exact, exact_overhead=exact_overhead, scores=scores)
-
-
-def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Some elements of a tensor at a time; all of them where they are not many."""
-    return torch.split(tensor.reshape(-1), _PART_ELEMENTS) if tensor.numel() > _PART_ELEMENTS else (tensor,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +167,10 @@ class _Encoder:
         if info.dtype.name != record.dtype:
             self.made.dtypes[record.name] = info.dtype.name
         if self.exact:
-            pairs = list(zip(_parts(factor.source), _parts(factor.prediction), strict=True))
-            self.made.residuals[record.name] = (
-                self.made.joined([residual_of(own, told, info.dtype) for own, told in pairs]),
-                self.made.joined([residual_classes(told, record.shift or 0) for _, told in pairs]),
-            )
+            classes = self.made.held(residual_classes(factor.prediction, record.shift or 0))
+            # Nothing asks for the prediction any more.
+            residual = residual_of(factor.source, factor.prediction, info.dtype, in_place=True)
+            self.made.residuals[record.name] = self.made.held(residual), classes
 
     def encode_product(self, left: TensorRecord, right: TensorRecord, form: Form) -> None:
         """Encode the two factors of a product, or keep what there is of them."""

@@ -261,8 +261,8 @@ class MemoryProjection:
             2 * self.source_bytes + 8 + (8 if self.exact else 0)
         )
         coding += self._tile(largest) * 12 * _REAL
-        # A read group's integers before and after, the order of its residuals and what sorts it; a shard of all.
-        packing = largest * (4 + 8 + (26 if self.exact else 0)) + largest // 4
+        # A read group's integers and its residuals before and after, and the residuals' classes; a shard of all.
+        packing = largest * (4 + 8 + (2 * max(2, self.source_bytes) + 2 if self.exact else 0)) + largest // 4
         shard = min(sum(self.elements), _SHARD) * 4 * 2
         return workers * max(loading, coding, packing, shard)
 

@@ -25,7 +25,7 @@ from uws_store.model.fetching import Fetch
 from uws_store.model.record import read_document
 from uws_store.model.slices import Slices
 from uws_store.model.sources import Source, residual_starts, sources_of
-from uws_store.residual import apply_residual, residual_classes, residual_dtype, residual_order
+from uws_store.residual import StoredResidual, residual_classes, residual_dtype
 from uws_store.storage import Storage
 from uws_store.store import ArrayReader
 from uws_store.tensor_bytes import from_rotated, tensor_from_bytes
@@ -210,6 +210,7 @@ class Model:
                 for name, part in zip(batch.names, parts, strict=True)
                 if part is not None
             }
+        del core
         if tier == "exact":
             for group in job.groups:
                 self._correct(group, made)
@@ -285,16 +286,13 @@ class Model:
         for width, names in widths.items():
             for name in names:
                 made[name] = self._slices.undo_gauge(made[name], self.sources[name])
-            classes = [residual_classes(made[name], self.basis.table[name].shift or 0) for name in names]
             start = self._residual_starts[group, width]
-            reader = self._readers["residual" + width.removeprefix("uint")]
-            stored = reader.read(start, start + sum(len(part) for part in classes))
-            residual = np.empty_like(stored)
-            residual[residual_order(np.concatenate(classes))] = stored
+            stop = start + sum(made[name].numel() for name in names)
+            stored = self._readers["residual" + width.removeprefix("uint")].read(start, stop)
+            classes = [residual_classes(made[name], self.basis.table[name].shift or 0) for name in names]
+            residual = StoredResidual(stored, classes[0] if len(classes) == 1 else np.concatenate(classes))
             for name in names:
-                own = self.sources[name]
-                part = residual[own.start : own.start + math.prod(own.shape)]
-                made[name] = apply_residual(made[name], part, own.dtype)
+                made[name] = residual.apply(made[name], self.sources[name].dtype)
 
     def _private(self, source: Source) -> bytes:
         size = math.prod(source.shape) * source.dtype.size_bytes

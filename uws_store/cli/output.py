@@ -92,11 +92,6 @@ class Output:
     as_json: bool
     quiet: bool
 
-    @property
-    def for_people(self) -> bool:
-        """Whether tables are wanted."""
-        return not self.as_json and not self.quiet
-
     def document(self, value: object) -> None:
         """Print a result as JSON: dataclasses become objects with their fields as keys."""
         # ASCII: what json escapes stays valid in any encoding a pipe may have.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from storage_support import found_family, next_models
 
 from uws_store.errors import (
     UwsError,
@@ -13,6 +14,16 @@ from uws_store.metadata.log import (
     DeleteAction,
 )
 from uws_store.registry import Registry
+from uws_store.storage import MemoryStorage
+
+
+def of_three_commits() -> Registry:
+    """A registry in memory: a family, three tasks, and a second version of ``seven``."""
+    opened = Registry.over(MemoryStorage("test"), create=True)
+    opened.publish(found_family())
+    opened.publish(next_models("seven", "eight", "org/nine é 😀"))
+    opened.publish(next_models("seven"))
+    return opened
 
 
 def alias(name: str, version: int | None, task: str = "seven") -> AliasAction:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import make_small_zoo, run, run_well
+from moving_support import fill, filled, names
 from spec_support import VECTORS
 from storage_support import FailingStorage, FlippingStorage
 
@@ -20,19 +21,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_small_zoo(tmp_path_factory.mktemp("moving") / "zoo", models=3)
 
 
-def fill(registry: Registry, zoo: Path) -> None:
-    api.build(zoo, family="mlp", registry=registry, exact=True)
-    for other in ("task-01", "task-02"):
-        api.add(zoo / f"{other}.safetensors", family="mlp", task="task-00", registry=registry)
-    api.delete("mlp", "task-00@2", registry=registry)
-    api.set_alias("mlp", "task-00@3", "prod", registry=registry)
-
-
 @pytest.fixture(scope="module")
 def made(zoo: Path) -> MemoryStorage:
-    storage = MemoryStorage("source")
-    fill(Registry.over(storage, create=True), zoo)
-    return storage
+    return filled(zoo)
 
 
 @pytest.fixture
@@ -43,10 +34,6 @@ def source(made: MemoryStorage) -> Registry:
 @pytest.fixture
 def target() -> Registry:
     return Registry.over(MemoryStorage("target"), create=True)
-
-
-def names(registry: Registry) -> list[tuple[str, int, str]]:
-    return [(entry.task, entry.version, entry.digest) for entry in registry.state().models()]
 
 
 def test_a_family_keeps_its_versions_aliases_and_bytes(source: Registry, target: Registry) -> None:

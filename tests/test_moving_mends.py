@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cli_support import make_small_zoo, run_well
 from hub_support import TOKEN, hub_server
+from moving_support import filled, names
 from storage_support import CountingStorage
-from test_moving import fill, names
 
 from uws_store import api
 from uws_store.errors import FormatError
@@ -27,9 +27,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(zoo: Path) -> MemoryStorage:
-    storage = MemoryStorage("source")
-    fill(Registry.over(storage, create=True), zoo)
-    return storage
+    return filled(zoo)
 
 
 @pytest.fixture

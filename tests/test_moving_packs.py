@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from cli_support import make_small_zoo, run_well
+from moving_support import filled, names
 from storage_support import CountingStorage, FailingStorage, FlippingStorage
-from test_moving import fill, names
 
 from uws_store import api, load_model
 from uws_store.api import packing
@@ -24,9 +24,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(zoo: Path) -> MemoryStorage:
-    storage = MemoryStorage("source")
-    fill(Registry.over(storage, create=True), zoo)
-    return storage
+    return filled(zoo)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from registry_support import alias, delete
+from registry_support import alias, delete, of_three_commits
 from storage_support import DIGEST, CountingStorage, found_family, next_models
 
 from uws_store.errors import (
@@ -28,11 +28,7 @@ from uws_store.storage import LocalStorage, MemoryStorage, open_storage
 
 @pytest.fixture
 def registry() -> Registry:
-    opened = Registry.over(MemoryStorage("test"), create=True)
-    opened.publish(found_family())
-    opened.publish(next_models("seven", "eight", "org/nine é 😀"))
-    opened.publish(next_models("seven"))
-    return opened
+    return of_three_commits()
 
 
 class TestOpening:

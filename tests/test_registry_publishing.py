@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from registry_support import alias, delete, refusal_of
+from registry_support import alias, delete, of_three_commits, refusal_of
 from storage_support import DIGEST, found_family, next_models
 
 from uws_store.errors import (
@@ -22,16 +22,11 @@ from uws_store.metadata.log import (
     FamilyAction,
 )
 from uws_store.registry import Registry, RegistryState
-from uws_store.storage import MemoryStorage
 
 
 @pytest.fixture
 def registry() -> Registry:
-    opened = Registry.over(MemoryStorage("test"), create=True)
-    opened.publish(found_family())
-    opened.publish(next_models("seven", "eight", "org/nine é 😀"))
-    opened.publish(next_models("seven"))
-    return opened
+    return of_three_commits()
 
 
 class TestPublishing:
